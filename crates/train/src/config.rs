@@ -1,0 +1,87 @@
+//! What a run is told: every key of the `[train]` table of a job file.
+
+use serde::{Deserialize, Serialize};
+
+/// Shape of the learning rate after warm-up (names of transformers' `lr_scheduler_type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LrScheduler {
+    /// Half a cosine from the peak to zero.
+    Cosine,
+    /// A straight line from the peak to zero.
+    Linear,
+    /// The peak, to the end.
+    Constant,
+}
+
+/// What each layer keeps between its forward and its backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// Keep everything; nothing is computed twice.
+    None,
+    /// Drop the gate and up projections.
+    Mlp,
+    /// Keep the two residual inputs of the layer.
+    Min2,
+    /// Keep the layer's input only.
+    Min,
+}
+
+/// Hyper-parameters of one fine-tuning run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Passes over the training rows, 1 to 10.
+    pub epochs: usize,
+    /// Examples per optimizer step.
+    pub batch_size: usize,
+    /// Examples per forward and backward; 0 means the whole batch. The result does not depend on it.
+    pub micro_batch_size: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Shape of the learning rate after warm-up.
+    pub lr_scheduler_type: LrScheduler,
+    /// Share of all steps spent warming up, rounded up; ignored when `warmup_steps` is set.
+    pub warmup_ratio: f64,
+    /// Steps spent warming up, when given.
+    pub warmup_steps: Option<usize>,
+    /// Decoupled weight decay on A and B.
+    pub weight_decay: f64,
+    /// Decay of the first moment.
+    pub adam_beta1: f64,
+    /// Decay of the second moment.
+    pub adam_beta2: f64,
+    /// Added to the root of the second moment.
+    pub adam_epsilon: f64,
+    /// Global gradient norm above which gradients are scaled down; 0 turns clipping off.
+    pub max_grad_norm: f64,
+    /// Seed of everything random: initial A, dropout, row order.
+    pub seed: u64,
+    /// Evaluations per epoch on the validation rows; 0 turns evaluation off.
+    pub evals_per_epoch: usize,
+    /// What each layer keeps for the backward pass.
+    pub recompute: Recompute,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 3,
+            batch_size: 8,
+            micro_batch_size: 0,
+            learning_rate: 2e-4,
+            lr_scheduler_type: LrScheduler::Cosine,
+            warmup_ratio: 0.03,
+            warmup_steps: None,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            seed: 0,
+            evals_per_epoch: 1,
+            recompute: Recompute::None,
+        }
+    }
+}

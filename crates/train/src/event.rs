@@ -1,0 +1,60 @@
+//! What a run says while it goes: one event a line in `events.jsonl`.
+
+use serde::{Deserialize, Serialize};
+
+/// The `type` and `data` of one line of `events.jsonl`; the writer adds `seq` and `time`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "data", rename_all = "snake_case")]
+pub enum Event {
+    /// The run is laid out; nothing is computed yet.
+    Plan {
+        /// Rows trained on.
+        train_examples: usize,
+        /// Rows held out.
+        validation_examples: usize,
+        /// Optimizer steps of the whole run.
+        total_steps: usize,
+        /// Passes over the rows.
+        epochs: usize,
+        /// LoRA parameters.
+        trainable_parameters: usize,
+        /// Tokens of one epoch, prompts included.
+        tokens_per_epoch: usize,
+        /// Tokens of one epoch that count in the loss.
+        trained_tokens_per_epoch: usize,
+    },
+    /// One optimizer step is done.
+    Step {
+        /// From 1.
+        step: usize,
+        /// Of this many.
+        total_steps: usize,
+        /// Epochs done, with its fraction.
+        epoch: f64,
+        /// Sum of token losses over the step's trained tokens, divided by their count.
+        loss: f64,
+        /// The rate this step used.
+        learning_rate: f64,
+        /// Global gradient norm before clipping.
+        grad_norm: f64,
+        /// Tokens of the step, prompts included.
+        tokens: usize,
+        /// Tokens of the step that count in the loss.
+        trained_tokens: usize,
+        /// Wall time of the step in seconds.
+        seconds: f64,
+    },
+    /// The loss on the held-out rows.
+    Evaluation {
+        /// Steps done so far.
+        step: usize,
+        /// Epochs done, with its fraction.
+        epoch: f64,
+        /// Token-weighted mean loss.
+        loss: f64,
+        /// Tokens it is the mean of.
+        trained_tokens: usize,
+        /// Wall time in seconds.
+        seconds: f64,
+    },
+}
