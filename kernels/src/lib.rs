@@ -1,1 +1,11 @@
-//! (in preparation)
+//! The compute kernels of tunesmith, and all of its `unsafe` code.
+//!
+//! [`cpu`] holds the kernels of the CPU backend: a packed single-precision matrix product and the row
+//! kernels of a decoder (norm, rotary embedding, SwiGLU, softmax, cross-entropy, AdamW), each compiled
+//! for AVX-512, AVX2 and plain x86-64 or whatever the target is, and chosen once at run time.
+//!
+//! Every public function is safe: it checks the shapes that its inner loops rely on.
+
+#![allow(unsafe_code)]
+
+pub mod cpu;
