@@ -194,7 +194,7 @@ pub(crate) fn list(kind: &str, names: &[&str]) -> String {
 }
 
 /// A shard must be a plain file name: anything else could reach outside the model's directory.
-fn shard_path(dir: &Path, shard: &str) -> std::result::Result<PathBuf, String> {
+pub(crate) fn shard_path(dir: &Path, shard: &str) -> std::result::Result<PathBuf, String> {
     let is_safetensors = Path::new(shard).extension().is_some_and(|e| e == "safetensors");
     let plain = !shard.contains(['/', '\\', ':', '\0']) && is_safetensors;
     if plain {
