@@ -7,5 +7,7 @@
 //! Every public function is safe: it checks the shapes that its inner loops rely on.
 
 #![allow(unsafe_code)]
+// Row kernels must inline into each instruction set's copy of their caller.
+#![allow(clippy::inline_always)]
 
 pub mod cpu;

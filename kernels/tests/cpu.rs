@@ -17,7 +17,13 @@ fn values(n: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-fn reference(m: usize, n: usize, k: usize, at: impl Fn(usize, usize) -> f32, bt: impl Fn(usize, usize) -> f32) -> Vec<f64> {
+fn reference(
+    m: usize,
+    n: usize,
+    k: usize,
+    at: impl Fn(usize, usize) -> f32,
+    bt: impl Fn(usize, usize) -> f32,
+) -> Vec<f64> {
     let mut c = vec![0f64; m * n];
     for i in 0..m {
         for p in 0..k {
@@ -63,12 +69,18 @@ fn gemm_equals_f64_for_every_layout_and_awkward_shape() {
                             let (got, at) = (c[i * ldc + j], i * ldc + j);
                             assert_eq!(got.to_bits(), serial[at].to_bits(), "threads change the bits");
                             if j >= n {
-                                assert!(beta == 0.0 && got.is_nan() || got == before[at], "wrote past column {n}");
+                                assert!(
+                                    beta == 0.0 && got.is_nan() || got == before[at],
+                                    "wrote past column {n}"
+                                );
                                 continue;
                             }
                             let old = if beta == 0.0 { 0.0 } else { f64::from(beta) * f64::from(before[at]) };
                             let w = f64::from(alpha) * want[i * n + j] + old;
-                            assert!((f64::from(got) - w).abs() < 2e-6 * (k as f64).sqrt() + 1e-6 * w.abs(), "[{m},{k}]x[{k},{n}] ta={ta} tb={tb} at ({i},{j}): {got} != {w}");
+                            assert!(
+                                (f64::from(got) - w).abs() < 2e-6 * (k as f64).sqrt() + 1e-6 * w.abs(),
+                                "[{m},{k}]x[{k},{n}] ta={ta} tb={tb} at ({i},{j}): {got} != {w}"
+                            );
                         }
                     }
                     tried += 1;
@@ -219,14 +231,23 @@ fn adamw_follows_the_f64_formula_for_20_steps() {
         (p.iter().map(|&x| x.into()).collect(), vec![0.0; n], vec![0.0; n]);
     for step in 1..=20u64 {
         let g = values(n, 100 + step);
-        let c = cpu::AdamW { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step, grad_scale: 0.5 };
+        let c = cpu::AdamW {
+            lr: 0.01,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            step,
+            grad_scale: 0.5,
+        };
         cpu::adamw(c, &mut p, &g, &mut m, &mut v);
         for i in 0..n {
             let g = f64::from(g[i]) * 0.5;
             p64[i] *= 1.0 - 0.01 * 0.1;
             m64[i] = 0.9 * m64[i] + 0.1 * g;
             v64[i] = 0.999 * v64[i] + 0.001 * g * g;
-            let (mh, vh) = (m64[i] / (1.0 - 0.9f64.powi(step as i32)), v64[i] / (1.0 - 0.999f64.powi(step as i32)));
+            let (mh, vh) =
+                (m64[i] / (1.0 - 0.9f64.powi(step as i32)), v64[i] / (1.0 - 0.999f64.powi(step as i32)));
             p64[i] -= 0.01 * mh / (vh.sqrt() + 1e-8);
             assert!((f64::from(p[i]) - p64[i]).abs() < 1e-6);
         }

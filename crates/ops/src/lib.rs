@@ -1,1 +1,22 @@
-//! (in preparation)
+//! The seam between mathematics and device.
+//!
+//! [`Kernels`] is everything the decoder, the loss and the optimizer ask of a device. [`RefKernels`] answers on
+//! the CPU in f32; a CUDA backend answers with bf16 storage and f32 sums. Above this trait no code knows
+//! which one it runs on.
+
+mod error;
+mod kernels;
+mod mat;
+mod reference;
+mod rng;
+mod rope;
+mod sequences;
+
+pub use error::Error;
+pub use kernels::{Attention, Kernels};
+pub use mat::{Mat, MatMut};
+pub use reference::RefKernels;
+pub use rng::{DropoutKey, Philox};
+pub use rope::RopeTable;
+pub use sequences::Sequences;
+pub use tunesmith_kernels::cpu::AdamW;

@@ -8,14 +8,15 @@ use std::thread::LocalKey;
 
 use rayon::prelude::*;
 
-use super::micro::{MAX_TILE, Tile};
+use super::micro::{MAX_TILE, Out, Tile};
 use super::pack::pack_panel;
 use super::row::dot;
+use super::simd::multiversion;
 
 /// Depth of a block: a panel of B of this depth stays in the first-level cache.
-const KC: usize = 256;
+const KC: usize = 512;
 /// Columns of a block of B.
-const NC: usize = 2048;
+const NC: usize = 4096;
 /// Tiles of rows that one task packs at a time.
 const ROW_TILES: usize = 8;
 /// Products below this many multiply-adds are not worth a second thread.
@@ -77,7 +78,10 @@ impl<'a> MatMut<'a> {
 fn check(len: usize, rows: usize, cols: usize, ld: usize) {
     assert!(cols <= ld || rows <= 1, "rows of {cols} columns overlap at leading dimension {ld}");
     let need = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * ld + cols };
-    assert!(len >= need, "a {rows} x {cols} matrix with leading dimension {ld} needs {need} values, not {len}");
+    assert!(
+        len >= need,
+        "a {rows} x {cols} matrix with leading dimension {ld} needs {need} values, not {len}"
+    );
 }
 
 /// C = alpha · A · B + beta · C, on all threads of the current rayon pool. With `beta` 0, C is not read.
@@ -102,7 +106,13 @@ pub fn gemm_serial(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMu
 
 fn run(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>, threads: usize) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
-    assert!(b.rows == k && c.rows == m && c.cols == n, "[{m}, {k}] x [{}, {n}] into [{}, {}]", b.rows, c.rows, c.cols);
+    assert!(
+        b.rows == k && c.rows == m && c.cols == n,
+        "[{m}, {k}] x [{}, {n}] into [{}, {}]",
+        b.rows,
+        c.rows,
+        c.cols
+    );
     if m == 0 || n == 0 {
         return;
     }
@@ -126,7 +136,7 @@ fn run(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>, threa
                 let kc = KC.min(k - pc);
                 pack_b(tile, b, pc, kc, jc, nc, packed, threads);
                 let beta = if pc == 0 { beta } else { 1.0 };
-                let block = Block { tile, alpha, beta, a, packed, jc, nc, n, pc, kc };
+                let block = Block { tile, alpha, beta, a, packed, jc, nc, pc, kc };
                 block.multiply(c.data, c.ld, m, threads);
             }
         }
@@ -146,7 +156,16 @@ fn gemv(alpha: f32, x: &[f32], b: MatRef<'_>, beta: f32, y: &mut [f32], threads:
     }
 }
 
-fn pack_b(tile: Tile, b: MatRef<'_>, pc: usize, kc: usize, jc: usize, nc: usize, packed: &mut [f32], threads: usize) {
+fn pack_b(
+    tile: Tile,
+    b: MatRef<'_>,
+    pc: usize,
+    kc: usize,
+    jc: usize,
+    nc: usize,
+    packed: &mut [f32],
+    threads: usize,
+) {
     let one = |(panel, out): (usize, &mut [f32])| {
         let j = panel * tile.nr;
         let width = tile.panel_width(j, nc);
@@ -170,7 +189,6 @@ struct Block<'a> {
     packed: &'a [f32],
     jc: usize,
     nc: usize,
-    n: usize,
     pc: usize,
     kc: usize,
 }
@@ -214,10 +232,21 @@ impl Block<'_> {
 
     fn task(&self, c: Shared, ld: usize, i0: usize, rows: usize, j0: usize, cols: usize) {
         let (mr, kc) = (self.tile.mr, self.kc);
-        with_scratch(&PACKED_A, rows.div_ceil(mr) * mr * kc, |packed| self.tiles(packed, c, ld, i0, rows, j0, cols));
+        with_scratch(&PACKED_A, rows.div_ceil(mr) * mr * kc, |packed| {
+            self.tiles(packed, c, ld, i0, rows, j0, cols)
+        });
     }
 
-    fn tiles(&self, packed: &mut [f32], c: Shared, ld: usize, i0: usize, rows: usize, j0: usize, cols: usize) {
+    fn tiles(
+        &self,
+        packed: &mut [f32],
+        c: Shared,
+        ld: usize,
+        i0: usize,
+        rows: usize,
+        j0: usize,
+        cols: usize,
+    ) {
         let Tile { mr, nr, .. } = self.tile;
         let kc = self.kc;
         for (t, out) in packed.chunks_mut(mr * kc).take(rows.div_ceil(mr)).enumerate() {
@@ -225,21 +254,32 @@ impl Block<'_> {
             let src = &self.a.data[i * self.a.row_stride + self.pc * self.a.col_stride..];
             pack_panel(src, self.a.row_stride, self.a.col_stride, mr.min(i0 + rows - i), kc, mr, out);
         }
-        let mut out = [0f32; MAX_TILE];
+        let mut edge = [0f32; MAX_TILE];
         for j in (j0..j0 + cols).step_by(nr) {
             let width = self.tile.panel_width(j, self.nc);
             let b = &self.packed[j * kc..j * kc + width * kc];
             for (t, a) in packed.chunks(mr * kc).take(rows.div_ceil(mr)).enumerate() {
-                // SAFETY: `a` holds kc * mr values, `b` kc * width, `out` at least mr * width.
-                unsafe { self.tile.run(width, kc, a.as_ptr(), b.as_ptr(), out.as_mut_ptr()) };
                 let i = i0 + t * mr;
                 let (h, w) = (mr.min(i0 + rows - i), width.min(self.nc - j));
-                for (r, acc) in out.chunks_exact(width).take(h).enumerate() {
-                    let at = (i + r) * ld + self.jc + j;
-                    debug_assert!(self.jc + j + w <= self.n);
-                    // SAFETY: rows i0..i0+rows and columns j0..j0+cols belong to this task alone, and
-                    // `MatMut::new` checked that every element of an m x n C lies inside the buffer.
-                    let dst = unsafe { std::slice::from_raw_parts_mut(c.0.add(at), w) };
+                for r in 0..h {
+                    // The tile of C is far away: fetch it while the products are summed.
+                    prefetch(c.0.wrapping_add((i + r) * ld + self.jc + j), w);
+                }
+                let at = (i * ld) + self.jc + j;
+                if h == mr && w == width && (self.beta == 0.0 || self.beta == 1.0) {
+                    let at = c.0.wrapping_add(at);
+                    let out = Out { at, ld, alpha: self.alpha, accumulate: self.beta == 1.0 };
+                    // SAFETY: `a` holds kc * mr values, `b` kc * width; rows i..i+mr and columns j..j+width lie
+                    // inside C, which `MatMut::new` checked, and belong to this task alone.
+                    unsafe { self.tile.run(width, kc, a.as_ptr(), b.as_ptr(), out) };
+                    continue;
+                }
+                let out = Out { at: edge.as_mut_ptr(), ld: width, alpha: 1.0, accumulate: false };
+                // SAFETY: as above; `edge` holds at least mr * width.
+                unsafe { self.tile.run(width, kc, a.as_ptr(), b.as_ptr(), out) };
+                for (r, acc) in edge.chunks_exact(width).take(h).enumerate() {
+                    // SAFETY: row i + r and columns j..j+w lie inside C and belong to this task alone.
+                    let dst = unsafe { std::slice::from_raw_parts_mut(c.0.add(at + r * ld), w) };
                     store(self.alpha, self.beta, &acc[..w], dst);
                 }
             }
@@ -247,15 +287,29 @@ impl Block<'_> {
     }
 }
 
-#[inline]
-fn store(alpha: f32, beta: f32, acc: &[f32], dst: &mut [f32]) {
-    if beta == 0.0 {
-        dst.iter_mut().zip(acc).for_each(|(d, &a)| *d = alpha * a);
-    } else if beta == 1.0 {
-        dst.iter_mut().zip(acc).for_each(|(d, &a)| *d += alpha * a);
-    } else {
-        dst.iter_mut().zip(acc).for_each(|(d, &a)| *d = alpha * a + beta * *d);
+multiversion! {
+    fn store(alpha: f32, beta: f32, acc: &[f32], dst: &mut [f32]) {
+        if beta == 0.0 {
+            dst.iter_mut().zip(acc).for_each(|(d, &a)| *d = alpha * a);
+        } else if beta == 1.0 {
+            dst.iter_mut().zip(acc).for_each(|(d, &a)| *d += alpha * a);
+        } else {
+            dst.iter_mut().zip(acc).for_each(|(d, &a)| *d = alpha * a + beta * *d);
+        }
     }
+}
+
+/// Asks for the cache lines of `n` values at `at`; harmless whatever the address.
+#[inline(always)]
+fn prefetch(at: *const f32, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for k in (0..n).step_by(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing that the program can see and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(k).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, n);
 }
 
 thread_local! {
@@ -265,7 +319,11 @@ thread_local! {
 
 /// Runs `f` with a thread's packing buffer, taken out of its slot meanwhile: a product that starts on this
 /// thread while another one waits in it (work stealing) finds the slot empty and makes its own.
-fn with_scratch<R>(slot: &'static LocalKey<Cell<Vec<f32>>>, len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+fn with_scratch<R>(
+    slot: &'static LocalKey<Cell<Vec<f32>>>,
+    len: usize,
+    f: impl FnOnce(&mut [f32]) -> R,
+) -> R {
     let mut buf = slot.with(Cell::take);
     if buf.len() < len + 16 {
         buf.resize(len + 16, 0.0);

@@ -9,8 +9,17 @@ use super::simd::{Level, level};
 /// Largest tile of any level, for scratch on the stack.
 pub(super) const MAX_TILE: usize = 14 * 32;
 
-/// `(depth, packed a, packed b, tile)`: writes the whole `mr` x `nr` tile, row-major.
-type TileFn = unsafe fn(usize, *const f32, *const f32, *mut f32);
+/// Where a tile goes: `out = alpha · acc`, or `out += alpha · acc`, with rows `ld` apart.
+#[derive(Clone, Copy)]
+pub(super) struct Out {
+    pub(super) at: *mut f32,
+    pub(super) ld: usize,
+    pub(super) alpha: f32,
+    pub(super) accumulate: bool,
+}
+
+/// `(depth, packed a, packed b, out)`: writes a whole tile.
+type TileFn = unsafe fn(usize, *const f32, *const f32, Out);
 
 /// A register tile: its sides and the two kernels for a full and a half-width panel of B.
 #[derive(Clone, Copy)]
@@ -38,11 +47,12 @@ impl Tile {
         if n - j <= self.nr / 2 { self.nr / 2 } else { self.nr }
     }
 
-    /// Computes one tile of `mr` x `width` into `out` (row-major, `width` wide).
+    /// Computes one whole tile of `mr` x `width`.
     ///
     /// # Safety
-    /// `a` must hold `depth * mr` values, `b` `depth * width`, `out` `mr * width`; `width` is `nr` or `nr / 2`.
-    pub(super) unsafe fn run(self, width: usize, depth: usize, a: *const f32, b: *const f32, out: *mut f32) {
+    /// `a` must hold `depth * mr` values, `b` `depth * width`, and `out` must have room for `mr` rows of
+    /// `width`, `out.ld` apart; `width` is `nr` or `nr / 2`.
+    pub(super) unsafe fn run(self, width: usize, depth: usize, a: *const f32, b: *const f32, out: Out) {
         let f = if width == self.nr { self.full } else { self.half };
         // SAFETY: passed on to the caller; the kernel was chosen for this machine's level.
         unsafe { f(depth, a, b, out) }
@@ -51,9 +61,10 @@ impl Tile {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512<const NV: usize>(depth: usize, mut a: *const f32, mut b: *const f32, out: *mut f32) {
+unsafe fn avx512<const NV: usize>(depth: usize, mut a: *const f32, mut b: *const f32, out: Out) {
     use std::arch::x86_64::{
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+        _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_storeu_ps,
     };
     const MR: usize = 14;
     let mut acc = [[_mm512_setzero_ps(); NV]; MR];
@@ -74,19 +85,28 @@ unsafe fn avx512<const NV: usize>(depth: usize, mut a: *const f32, mut b: *const
             b = b.add(16 * NV);
         }
     }
+    let alpha = _mm512_set1_ps(out.alpha);
     for (i, row) in acc.iter().enumerate() {
         for (v, c) in row.iter().enumerate() {
             // SAFETY: as above.
-            unsafe { _mm512_storeu_ps(out.add((i * NV + v) * 16), *c) };
+            unsafe {
+                let at = out.at.add(i * out.ld + v * 16);
+                let mut c = _mm512_mul_ps(alpha, *c);
+                if out.accumulate {
+                    c = _mm512_add_ps(_mm512_loadu_ps(at), c);
+                }
+                _mm512_storeu_ps(at, c);
+            }
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const NV: usize>(depth: usize, mut a: *const f32, mut b: *const f32, out: *mut f32) {
+unsafe fn avx2<const NV: usize>(depth: usize, mut a: *const f32, mut b: *const f32, out: Out) {
     use std::arch::x86_64::{
-        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+        _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps,
+        _mm256_storeu_ps,
     };
     const MR: usize = 6;
     let mut acc = [[_mm256_setzero_ps(); NV]; MR];
@@ -107,24 +127,27 @@ unsafe fn avx2<const NV: usize>(depth: usize, mut a: *const f32, mut b: *const f
             b = b.add(8 * NV);
         }
     }
+    let alpha = _mm256_set1_ps(out.alpha);
     for (i, row) in acc.iter().enumerate() {
         for (v, c) in row.iter().enumerate() {
             // SAFETY: as above.
-            unsafe { _mm256_storeu_ps(out.add((i * NV + v) * 8), *c) };
+            unsafe {
+                let at = out.at.add(i * out.ld + v * 8);
+                let mut c = _mm256_mul_ps(alpha, *c);
+                if out.accumulate {
+                    c = _mm256_add_ps(_mm256_loadu_ps(at), c);
+                }
+                _mm256_storeu_ps(at, c);
+            }
         }
     }
 }
 
-unsafe fn portable<const W: usize>(depth: usize, a: *const f32, b: *const f32, out: *mut f32) {
+unsafe fn portable<const W: usize>(depth: usize, a: *const f32, b: *const f32, out: Out) {
     const MR: usize = 4;
     // SAFETY: the caller guarantees these lengths.
-    let (a, b, out) = unsafe {
-        (
-            std::slice::from_raw_parts(a, depth * MR),
-            std::slice::from_raw_parts(b, depth * W),
-            std::slice::from_raw_parts_mut(out, MR * W),
-        )
-    };
+    let (a, b) =
+        unsafe { (std::slice::from_raw_parts(a, depth * MR), std::slice::from_raw_parts(b, depth * W)) };
     let mut acc = [[0f32; W]; MR];
     for (ap, bp) in a.chunks_exact(MR).zip(b.chunks_exact(W)) {
         for (row, &ai) in acc.iter_mut().zip(ap) {
@@ -133,7 +156,11 @@ unsafe fn portable<const W: usize>(depth: usize, a: *const f32, b: *const f32, o
             }
         }
     }
-    for (dst, row) in out.chunks_exact_mut(W).zip(&acc) {
-        dst.copy_from_slice(row);
+    for (i, row) in acc.iter().enumerate() {
+        // SAFETY: the caller guarantees MR rows of W.
+        let dst = unsafe { std::slice::from_raw_parts_mut(out.at.add(i * out.ld), W) };
+        for (d, &c) in dst.iter_mut().zip(row) {
+            *d = if out.accumulate { *d + out.alpha * c } else { out.alpha * c };
+        }
     }
 }

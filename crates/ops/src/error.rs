@@ -1,0 +1,42 @@
+/// What can go wrong between the decoder and a device.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Operands that do not fit each other: a bug of the caller, never of the user.
+    #[error("{op}: {detail}")]
+    Shape {
+        /// The operation.
+        op: &'static str,
+        /// What does not fit.
+        detail: String,
+    },
+    /// A token id outside the embedding table.
+    #[error("Token id {id} at position {position} is outside the model's vocabulary of {vocab_size}")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Row of the batch.
+        position: usize,
+        /// Rows of the table.
+        vocab_size: usize,
+    },
+    /// A buffer that could not be had.
+    #[error("Not enough memory: a buffer of {bytes} bytes could not be allocated")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// A document longer than the rotary table or the key/value cache.
+    #[error("Position {position} is beyond the {limit} positions prepared for")]
+    PositionOutOfRange {
+        /// The position.
+        position: usize,
+        /// Positions there are.
+        limit: usize,
+    },
+}
+
+impl Error {
+    pub(crate) fn shape(op: &'static str, detail: impl Into<String>) -> Self {
+        Self::Shape { op, detail: detail.into() }
+    }
+}

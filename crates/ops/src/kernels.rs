@@ -1,0 +1,201 @@
+//! What a device has to be able to do.
+
+use crate::{AdamW, DropoutKey, Error, Mat, MatMut, RopeTable, Sequences};
+
+/// The numbers of an attention call beside its tensors.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    /// Which query sees which keys.
+    pub sequences: &'a Sequences,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; each serves `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Size of a head.
+    pub head_dim: usize,
+    /// Keys a query sees, itself included; `None` for all before it.
+    pub window: Option<usize>,
+}
+
+/// The mathematics of the training step on one device.
+///
+/// `Buf` holds activations and frozen weights in the device's storage type, `Full` holds f32: LoRA parameters,
+/// gradients, moments, and per-row statistics. Every output is written whole; sums run in f32 or better, in an
+/// order that does not depend on the number of threads.
+pub trait Kernels: Send + Sync {
+    /// Flat storage of activations and frozen weights.
+    type Buf: Send + Sync + std::fmt::Debug;
+    /// Flat storage of f32 values.
+    type Full: Send + Sync + std::fmt::Debug;
+
+    /// A buffer of zeros.
+    fn zeros(&self, len: usize) -> Result<Self::Buf, Error>;
+    /// An f32 buffer of zeros.
+    fn zeros_full(&self, len: usize) -> Result<Self::Full, Error>;
+    /// Writes host values into a matrix, row by row (`[rows, cols]`, row-major).
+    fn write(&self, values: &[f32], out: MatMut<'_, Self::Buf>) -> Result<(), Error>;
+    /// Copies a matrix to the host, `[rows, cols]` row-major.
+    fn read(&self, m: Mat<'_, Self::Buf>) -> Result<Vec<f32>, Error>;
+    /// Writes host values at `at`.
+    fn write_full(&self, values: &[f32], out: &mut Self::Full, at: usize) -> Result<(), Error>;
+    /// Copies the whole buffer to the host.
+    fn read_full(&self, buf: &Self::Full) -> Result<Vec<f32>, Error>;
+    /// out = 0.
+    fn clear_full(&self, out: &mut Self::Full) -> Result<(), Error>;
+
+    /// Ranks of a LoRA group are padded to a multiple of this in the augmented buffers.
+    fn rank_padding(&self) -> usize;
+
+    /// c = alpha · a · b + beta · c. With `beta` 0, c is not read.
+    fn gemm(
+        &self,
+        alpha: f32,
+        a: Mat<'_, Self::Buf>,
+        b: Mat<'_, Self::Buf>,
+        beta: f32,
+        c: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error>;
+    /// [`Kernels::gemm`] into f32: LoRA gradients.
+    fn gemm_full(
+        &self,
+        alpha: f32,
+        a: Mat<'_, Self::Buf>,
+        b: Mat<'_, Self::Buf>,
+        beta: f32,
+        c: MatMut<'_, Self::Full>,
+    ) -> Result<(), Error>;
+    /// out = alpha · m, from f32 to the storage type.
+    fn cast(&self, alpha: f32, m: Mat<'_, Self::Full>, out: MatMut<'_, Self::Buf>) -> Result<(), Error>;
+
+    /// out = m.
+    fn copy(&self, m: Mat<'_, Self::Buf>, out: MatMut<'_, Self::Buf>) -> Result<(), Error>;
+    /// out += m.
+    fn add(&self, m: Mat<'_, Self::Buf>, out: MatMut<'_, Self::Buf>) -> Result<(), Error>;
+    /// out\[i\] = m\[rows\[i\]\].
+    fn gather_rows(
+        &self,
+        m: Mat<'_, Self::Buf>,
+        rows: &[usize],
+        out: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error>;
+    /// out\[rows\[i\]\] = m\[i\], and zero in every other row.
+    fn scatter_rows(
+        &self,
+        m: Mat<'_, Self::Buf>,
+        rows: &[usize],
+        out: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error>;
+    /// Row `i` of `out` is `m`'s times the dropout mask of `rows[i]`.
+    fn dropout(
+        &self,
+        m: Mat<'_, Self::Buf>,
+        key: DropoutKey,
+        p: f32,
+        rows: &[[u32; 2]],
+        out: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error>;
+
+    /// out\[t\] = table\[ids\[t\]\].
+    fn embed(&self, table: Mat<'_, Self::Buf>, ids: &[u32], out: MatMut<'_, Self::Buf>) -> Result<(), Error>;
+
+    /// y = x · rstd · w, rstd = 1 / √(mean(x²) + eps).
+    ///
+    /// # Shapes
+    /// - x, y: `[t, d]`, w: `[d]`, rstd: `[t]`
+    fn rms_norm(
+        &self,
+        x: Mat<'_, Self::Buf>,
+        w: &Self::Buf,
+        eps: f32,
+        y: MatMut<'_, Self::Buf>,
+        rstd: &mut Self::Full,
+    ) -> Result<(), Error>;
+    /// dx += gradient of [`Kernels::rms_norm`] by x; what is in `dx` before is the residual's gradient.
+    fn rms_norm_backward(
+        &self,
+        dy: Mat<'_, Self::Buf>,
+        x: Mat<'_, Self::Buf>,
+        w: &Self::Buf,
+        rstd: &Self::Full,
+        dx: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error>;
+
+    /// Rotates every head of every row in place, row `t` by `positions[t]`; `inverse` rotates back, which is
+    /// the backward.
+    ///
+    /// # Shapes
+    /// - x: `[t, heads * head_dim]`
+    fn rope(
+        &self,
+        x: MatMut<'_, Self::Buf>,
+        positions: &[usize],
+        table: &RopeTable,
+        inverse: bool,
+    ) -> Result<(), Error>;
+
+    /// o = softmax(q kᵀ / √`head_dim`, causal, per document, within the window) v, and the log-sum-exp of each row.
+    ///
+    /// # Shapes
+    /// - q, o: `[queries, heads * head_dim]`, k, v: `[keys, kv_heads * head_dim]`, lse: `[queries * heads]`
+    fn attention(
+        &self,
+        how: Attention<'_>,
+        q: Mat<'_, Self::Buf>,
+        k: Mat<'_, Self::Buf>,
+        v: Mat<'_, Self::Buf>,
+        o: MatMut<'_, Self::Buf>,
+        lse: &mut Self::Full,
+    ) -> Result<(), Error>;
+    /// Gradients of [`Kernels::attention`]. `d_kv` holds dk and dv side by side: `[keys, 2 * kv_heads * head_dim]`.
+    fn attention_backward(
+        &self,
+        how: Attention<'_>,
+        q: Mat<'_, Self::Buf>,
+        k: Mat<'_, Self::Buf>,
+        v: Mat<'_, Self::Buf>,
+        o: Mat<'_, Self::Buf>,
+        lse: &Self::Full,
+        d_o: Mat<'_, Self::Buf>,
+        d_q: MatMut<'_, Self::Buf>,
+        d_kv: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error>;
+
+    /// h = silu(gate) · up.
+    ///
+    /// # Shapes
+    /// - `gate_up`: `[t, 2 f]`, gate first; h: `[t, f]`
+    fn swiglu(&self, gate_up: Mat<'_, Self::Buf>, h: MatMut<'_, Self::Buf>) -> Result<(), Error>;
+    /// Turns `gate_up` into its own gradient and makes `h` again.
+    fn swiglu_backward(
+        &self,
+        dh: Mat<'_, Self::Buf>,
+        gate_up: MatMut<'_, Self::Buf>,
+        h: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error>;
+
+    /// `losses[i]` = cross-entropy of row `i` of `x · headᵀ` against `targets[i]`, without ever holding all
+    /// logits. With `weight`, x becomes `weight` times its own gradient; without, x is left undefined.
+    ///
+    /// # Shapes
+    /// - x: `[n, d]`, head: `[vocab_size, d]`, targets: `[n]`, losses: `[n]` or longer
+    fn linear_cross_entropy(
+        &self,
+        x: MatMut<'_, Self::Buf>,
+        head: Mat<'_, Self::Buf>,
+        targets: &[u32],
+        weight: Option<f32>,
+        losses: &mut Self::Full,
+    ) -> Result<(), Error>;
+
+    /// √(Σ x²); not finite if any value is not.
+    fn norm(&self, x: &Self::Full) -> Result<f64, Error>;
+    /// One AdamW update of the flat buffers.
+    fn adamw(
+        &self,
+        step: AdamW,
+        p: &mut Self::Full,
+        g: &Self::Full,
+        m: &mut Self::Full,
+        v: &mut Self::Full,
+    ) -> Result<(), Error>;
+}
