@@ -53,6 +53,30 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A weight that is NaN or infinite.
+    #[error("tensor `{name}` holds a value that is not finite at element {index}; the weights are damaged")]
+    NotFinite {
+        /// The tensor's name.
+        name: String,
+        /// Where in it, row-major.
+        index: usize,
+    },
+    /// A text longer than the key/value cache.
+    #[error(
+        "{tokens} tokens do not fit the {capacity} that this generation made room for; ask for fewer new tokens"
+    )]
+    CacheFull {
+        /// Tokens of prompt and reply.
+        tokens: usize,
+        /// Tokens there is room for.
+        capacity: usize,
+    },
+    /// The device could not do what it was asked.
+    #[error(transparent)]
+    Ops(#[from] tunesmith_ops::Error),
+    /// A broken promise between parts of this program.
+    #[error("internal error: {0}")]
+    Internal(String),
     /// A tensor that the model needs is not in its weights.
     #[error("tensor `{name}` is missing from `{path}`")]
     MissingTensor {
@@ -118,6 +142,10 @@ impl Error {
     /// For `map_err`: wraps an [`io::Error`] with the verb and the path of the sentence.
     pub(crate) fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + use<'a> {
         move |source| Self::Io { action, path: path.to_path_buf(), source }
+    }
+
+    pub(crate) fn internal(what: impl Into<String>) -> Self {
+        Self::Internal(what.into())
     }
 
     pub(crate) fn weights(path: &Path, problem: impl Into<String>) -> Self {

@@ -1,7 +1,9 @@
 //! Hugging Face models in Rust: configuration, weights, and PEFT LoRA adapters.
 
+mod adapter;
 mod card;
 mod config;
+mod decoder;
 mod error;
 pub mod hub;
 mod json;
@@ -9,10 +11,14 @@ pub mod peft;
 mod publish;
 mod rope;
 mod tensor_file;
+#[cfg(test)]
+mod test_support;
 mod weights;
 
+pub use adapter::{AdapterLayout, Group, Slot};
 pub use card::ModelCard;
 pub use config::{Architecture, ModelConfig};
+pub use decoder::{Batch, Decoder, Document, DropoutStep, Keep, KvCache, Workspace};
 pub use error::{Error, Result};
 pub use rope::{Rope, RopeScaling};
 pub use tensor_file::TensorFile;

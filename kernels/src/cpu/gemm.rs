@@ -233,7 +233,7 @@ impl Block<'_> {
     fn task(&self, c: Shared, ld: usize, i0: usize, rows: usize, j0: usize, cols: usize) {
         let (mr, kc) = (self.tile.mr, self.kc);
         with_scratch(&PACKED_A, rows.div_ceil(mr) * mr * kc, |packed| {
-            self.tiles(packed, c, ld, i0, rows, j0, cols)
+            self.tiles(packed, c, ld, i0, rows, j0, cols);
         });
     }
 
