@@ -190,3 +190,6 @@ fn scaling(object: &Object) -> Result<RopeScaling> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;
