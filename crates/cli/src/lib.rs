@@ -1,6 +1,67 @@
-//! The tunesmith command line.
+//! The tunesmith command line: job files, job directories, progress and reports around the engine.
+
+mod args;
+mod commands;
+pub mod engine;
+pub mod error;
+mod interrupt;
+pub mod jobdir;
+mod out;
+pub mod progress;
+pub mod spec;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+use serde_json::json;
+
+use args::{AdapterCommand, Cli, Command};
+use commands::train::Failed;
+use error::CliError;
 
 /// Parses the process's arguments, runs the command and returns its exit code.
-pub fn run() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn run() -> ExitCode {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(e) => return usage(&e),
+    };
+    let ended = catch_unwind(AssertUnwindSafe(|| dispatch(&command)))
+        .unwrap_or_else(|panic| Err(CliError::from_panic(panic.as_ref()).into()));
+    let Err(Failed { error, reported }) = ended else { return ExitCode::SUCCESS };
+    out::error(&error);
+    if command.json() && !reported {
+        let report = json!({
+            "status": "error",
+            "error": {
+                "class": error.class(), "code": error.code(), "message": error.message(), "hint": error.hint(),
+            },
+        });
+        // Nothing more can be done about an output that cannot be written.
+        let _ = out::json(&report);
+    }
+    ExitCode::from(error.exit_code())
+}
+
+fn dispatch(command: &Command) -> Result<(), Failed> {
+    match command {
+        Command::Train(args) => commands::train::run(args)?,
+        Command::Generate(args) => commands::generate::run(args)?,
+        Command::Adapter(AdapterCommand::Inspect { dir, json }) => commands::inspect::run(dir, *json)?,
+        Command::Config(command) => commands::config::run(command)?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "tunesmith", &mut script);
+            out::print(&String::from_utf8_lossy(&script))?;
+        }
+    }
+    Ok(())
+}
+
+/// What clap has to say: help and version on standard output, mistakes on standard error with exit code 2.
+fn usage(message: &clap::Error) -> ExitCode {
+    let printed = message.print();
+    let broken_pipe = printed.is_err_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe);
+    let code = if broken_pipe { 0 } else { message.exit_code() };
+    ExitCode::from(u8::try_from(code).unwrap_or(2))
 }

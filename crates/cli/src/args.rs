@@ -1,0 +1,244 @@
+//! The command line, as clap reads it.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::error::EXIT_CODES;
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tunesmith",
+    version,
+    about = "LoRA fine-tuning of Llama and Mistral models on one workstation",
+    after_help = "Examples:
+  tunesmith train configs/quickstart.toml
+  tunesmith train job.toml --set lora.r=8 --epochs 2
+  tunesmith generate --base models/base --adapter out --prompt \"Where is my order?\"
+  tunesmith adapter inspect out
+
+`tunesmith help COMMAND` says more about a command, `tunesmith --help` lists the exit codes.",
+    after_long_help = long_help(),
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+fn long_help() -> String {
+    let mut text = String::from(
+        "Examples:
+  tunesmith train configs/quickstart.toml
+  tunesmith train job.toml --set lora.r=8 --epochs 2
+  tunesmith generate --base models/base --adapter out --prompt \"Where is my order?\"
+  tunesmith adapter inspect out
+
+Environment:
+  TUNESMITH_HOME  where jobs are kept (default: `tunesmith` in the user's data directory)
+  NO_COLOR        no colours, when set
+
+Exit codes:
+",
+    );
+    for (code, meaning) in EXIT_CODES {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {code:>3}  {meaning}");
+    }
+    text
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Fine-tune a model as a job file says; the last line names the adapter
+    Train(TrainArgs),
+    /// Generate text with a base model and, if given, an adapter
+    Generate(GenerateArgs),
+    /// Look into adapters
+    #[command(subcommand)]
+    Adapter(AdapterCommand),
+    /// Job files: their keys, and what one resolves to
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:
+  tunesmith completions bash > ~/.local/share/bash-completion/completions/tunesmith")]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What overrides a job file.
+#[derive(Debug, Args)]
+pub(crate) struct Overrides {
+    /// Set a key of the job file, as `lora.r=8`; may be repeated, later ones win
+    ///
+    /// The value is written as in TOML; what is no TOML value is taken as a string, so words need no quotes.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Passes over the training rows (train.epochs)
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<u32>,
+    /// Seed of the adapter, dropout and row order (train.seed); the split keeps data.seed
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Directory to copy the finished adapter to; must not exist (output)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// Never touch the network (offline)
+    #[arg(long)]
+    pub(crate) offline: bool,
+    /// Where to compute: cpu or auto (device)
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<String>,
+}
+
+/// `tunesmith train`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tunesmith train job.toml
+  tunesmith train job.toml --set train.learning_rate=1e-4 --set data.template=none
+  tunesmith train job.toml --output my-adapter --json
+
+Relative paths in a job file are taken from the current directory.
+Precedence: defaults, then the file, then --set, then the flags below it.
+Ctrl-C stops after the step in progress; a second Ctrl-C stops at once.")]
+pub(crate) struct TrainArgs {
+    /// The job file (TOML); `tunesmith config schema` lists its keys
+    #[arg(value_name = "JOB.toml")]
+    pub(crate) job: PathBuf,
+    /// What overrides the file.
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+    /// Print one JSON object to standard output and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+/// `tunesmith generate`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:
+  tunesmith generate --base models/base --prompt \"Where is my order?\"
+  echo \"Where is my order?\" | tunesmith generate --base models/base --adapter out --prompt -
+  tunesmith generate --base models/base --messages chat.json --temperature 0.7 --top-p 0.9 --seed 1",
+    group = clap::ArgGroup::new("input").required(true)
+)]
+pub(crate) struct GenerateArgs {
+    /// Base model: a directory in Hugging Face layout, or a repo id
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: String,
+    /// Adapter directory, as `train` or PEFT writes it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// What to answer; `-` reads standard input
+    #[arg(long, value_name = "TEXT", group = "input", allow_hyphen_values = true)]
+    pub(crate) prompt: Option<String>,
+    /// A JSON file of chat messages: a list of {role, content}, or an object with `messages`
+    #[arg(long, value_name = "FILE", group = "input", conflicts_with = "raw")]
+    pub(crate) messages: Option<PathBuf>,
+    /// Longest reply in tokens
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_new_tokens: u32,
+    /// 0 takes the likeliest token each time; higher is more varied
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
+    pub(crate) temperature: f64,
+    /// Sample from the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = top_p, allow_negative_numbers = true)]
+    pub(crate) top_p: f64,
+    /// Seed of sampling
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Give the prompt to the model as it is, without the chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Branch, tag or commit of a repo id
+    #[arg(long, value_name = "REV")]
+    pub(crate) revision: Option<String>,
+    /// Never touch the network
+    #[arg(long)]
+    pub(crate) offline: bool,
+    /// Print one JSON object to standard output, after the last token
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `tunesmith adapter`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdapterCommand {
+    /// Print rank, scaling, targets, shapes and norms of an adapter
+    Inspect {
+        /// Directory of `adapter_config.json` and `adapter_model.safetensors`
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `tunesmith config`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the JSON schema of a job file
+    Schema,
+    /// Print a job file with everything resolved, and where each value comes from
+    Show {
+        /// The job file
+        #[arg(value_name = "JOB.toml")]
+        job: PathBuf,
+        /// What overrides the file.
+        #[command(flatten)]
+        overrides: Overrides,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Command {
+    /// Whether standard output is to hold one JSON object.
+    pub(crate) fn json(&self) -> bool {
+        match self {
+            Self::Train(args) => args.json,
+            Self::Generate(args) => args.json,
+            Self::Adapter(AdapterCommand::Inspect { json, .. })
+            | Self::Config(ConfigCommand::Show { json, .. }) => *json,
+            Self::Config(ConfigCommand::Schema) | Self::Completions { .. } => false,
+        }
+    }
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(t) if t.is_finite() && t >= 0.0 => Ok(t),
+        _ => Err("expected a number of at least 0".to_owned()),
+    }
+}
+
+fn top_p(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if p > 0.0 && p <= 1.0 => Ok(p),
+        _ => Err("expected a number above 0 and at most 1".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

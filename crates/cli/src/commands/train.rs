@@ -1,0 +1,216 @@
+//! `tunesmith train`: a job from its file to its adapter, in the foreground.
+
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::Instant;
+
+use crate::args::TrainArgs;
+use crate::commands::{generate::missing, load};
+use crate::engine::{self, Run};
+use crate::error::CliError;
+use crate::jobdir::{self, Failure, JobDir, JobResult, Status, rfc3339_now};
+use crate::spec::JobSpec;
+use crate::{interrupt, out};
+
+/// What is left to do for the caller after a run that failed: nothing, or the JSON object too.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    /// Why.
+    pub(crate) error: CliError,
+    /// Whether the JSON object that `--json` promises is printed already.
+    pub(crate) reported: bool,
+}
+
+impl From<CliError> for Failed {
+    fn from(error: CliError) -> Self {
+        Self { error, reported: false }
+    }
+}
+
+/// Runs a job. Its directory holds spec, events and, whatever happens, a result.
+pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
+    let spec = load(&args.job, &args.overrides)?.spec;
+    preflight(&spec)?;
+    let job = jobdir::home().and_then(|home| JobDir::create(&home)).map_err(CliError::from)?;
+    let cancel = interrupt::install("stopping after this step; press Ctrl-C again to stop at once")?;
+    let started = Instant::now();
+    let mut result =
+        JobResult::new(job.id(), spec.name.as_deref().unwrap_or_default(), Status::Error, job.path().into());
+    result.started_at = rfc3339_now();
+
+    let mut run = Run::new(&spec, &job, &cancel, args.quiet, result);
+    let outcome = contained(|| {
+        job.write_spec(&spec)?;
+        engine::train(&mut run)?;
+        deliver(&spec, &job, &mut run)
+    });
+    run.progress.finish();
+    let mut result = run.result;
+    result.finished_at = rfc3339_now();
+    result.seconds = started.elapsed().as_secs_f64();
+    result.status = match &outcome {
+        Ok(()) => Status::Success,
+        Err(CliError::Cancelled) => Status::Cancelled,
+        Err(_) => Status::Error,
+    };
+    result.error = outcome.as_ref().err().filter(|e| !matches!(e, CliError::Cancelled)).map(failure);
+    let written = job.write_result(&result).map_err(CliError::from);
+    let outcome = match (outcome, written) {
+        (Err(first), Err(second)) => {
+            out::note(&format!("note: the result could not be written either: {second}"));
+            Err(first)
+        }
+        (outcome, written) => outcome.and(written),
+    };
+
+    // What the program says must agree with its exit code, also when only the result file failed.
+    if let Err(error) = &outcome
+        && result.status == Status::Success
+    {
+        result.status = Status::Error;
+        result.error = Some(failure(error));
+    }
+    if args.json {
+        out::json(&result)?;
+    } else if outcome.is_ok() {
+        report(&result)?;
+    }
+    outcome.map_err(|error| {
+        if !args.quiet {
+            out::note(&format!("job: {}", job.path().display()));
+        }
+        Failed { error, reported: args.json }
+    })
+}
+
+/// Runs the work; a panic in it becomes an error, so that the job still gets its result.
+fn contained(work: impl FnOnce() -> Result<(), CliError>) -> Result<(), CliError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(CliError::from_panic(panic.as_ref())))
+}
+
+fn failure(error: &CliError) -> Failure {
+    Failure {
+        class: error.class().to_owned(),
+        code: error.code().to_owned(),
+        message: error.message(),
+        hint: error.hint(),
+    }
+}
+
+/// What can be known to fail before a job is made.
+fn preflight(spec: &JobSpec) -> Result<(), CliError> {
+    if spec.device.starts_with("cuda") {
+        return Err(CliError::Device(format!(
+            "device `{}` was asked for, but this build has no CUDA; it computes on the CPU only",
+            spec.device
+        )));
+    }
+    for (what, path) in
+        [("training file", Some(&spec.data.train)), ("validation file", spec.data.validation.as_ref())]
+    {
+        let Some(path) = path else { continue };
+        match fs::metadata(path) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => {
+                let message = format!("the {what} `{}` is not a file", path.display());
+                return Err(CliError::Input { code: "invalid_file_format", message, hint: None });
+            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(with_hint(
+                    missing(what, path),
+                    "relative paths are taken from the current directory",
+                ));
+            }
+            Err(source) => return Err(CliError::Io { action: "read", path: path.clone(), source }),
+        }
+    }
+    if let Some(output) = &spec.output {
+        refuse_existing(output)?;
+        if let Some(parent) = output.parent() {
+            let path = parent.to_owned();
+            fs::create_dir_all(parent).map_err(|source| CliError::Io { action: "create", path, source })?;
+        }
+    }
+    Ok(())
+}
+
+fn with_hint(error: CliError, hint: &str) -> CliError {
+    match error {
+        CliError::Input { code, message, .. } => {
+            CliError::Input { code, message, hint: Some(hint.to_owned()) }
+        }
+        other => other,
+    }
+}
+
+fn refuse_existing(output: &Path) -> Result<(), CliError> {
+    // A dangling link exists too.
+    if fs::symlink_metadata(output).is_ok() {
+        return Err(CliError::Input {
+            code: "output_exists",
+            message: format!("the output directory `{}` already exists", output.display()),
+            hint: Some(
+                "choose another one with `--output`, or move it away; it is never overwritten".to_owned(),
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// Copies the adapter to the output directory, if one is asked for: whole, or not at all.
+fn deliver(spec: &JobSpec, job: &JobDir, run: &mut Run<'_>) -> Result<(), CliError> {
+    let adapter = job.adapter();
+    run.result.adapter = Some(adapter.clone());
+    let Some(output) = &spec.output else { return Ok(()) };
+    refuse_existing(output)?;
+    let mut name = output.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", job.id()));
+    let partial = output.with_file_name(name);
+    let copied = copy_dir(&adapter, &partial).and_then(|()| fs::rename(&partial, output));
+    if let Err(source) = copied {
+        let _ = fs::remove_dir_all(&partial);
+        out::note(&format!("note: the adapter is whole in `{}`", adapter.display()));
+        return Err(CliError::Io { action: "write", path: output.clone(), source });
+    }
+    run.result.adapter = Some(output.clone());
+    Ok(())
+}
+
+fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_dir(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), &target)?;
+            File::options().write(true).open(&target)?.sync_all()?;
+        }
+    }
+    Ok(())
+}
+
+/// What a person sees at the end.
+fn report(result: &JobResult) -> Result<(), CliError> {
+    for preview in &result.previews {
+        out::line(&format!("held-out row {}: {}", preview.line, indent(&preview.prompt)))?;
+        out::line(&format!("  expected: {}", indent(&preview.expected)))?;
+        out::line(&format!("  before:   {}", indent(&preview.before)))?;
+        out::line(&format!("  after:    {}\n", indent(preview.after.as_deref().unwrap_or_default())))?;
+    }
+    if let (Some(before), Some(after)) = (result.initial_validation_loss, result.validation_loss) {
+        out::line(&format!("validation loss: {before:.4} before, {after:.4} after"))?;
+    }
+    match &result.adapter {
+        Some(path) => out::line(&format!("adapter: {}", path.display())),
+        None => Ok(()),
+    }
+}
+
+/// Later lines of a text set under its first.
+fn indent(text: &str) -> String {
+    text.trim().replace('\n', "\n            ")
+}

@@ -1,0 +1,178 @@
+//! Where the commands meet the engine: models, data, training and generation.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use tunesmith_train::Event;
+
+use crate::error::CliError;
+use crate::jobdir::{EventLog, JobDir, JobResult};
+use crate::progress::Progress;
+use crate::spec::{JobSpec, is_repo_id};
+
+/// A training run: what it is told, and where it says how it goes.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// The resolved spec.
+    pub spec: &'a JobSpec,
+    /// The job's directory.
+    pub job: &'a JobDir,
+    /// Turns true when the run should stop after the step in progress.
+    pub cancel: &'a AtomicBool,
+    /// What the terminal sees.
+    pub progress: Progress,
+    /// The result so far: what is known when the run stops, however it stops.
+    pub result: JobResult,
+    log: Option<EventLog>,
+}
+
+impl<'a> Run<'a> {
+    /// A run that has not begun.
+    pub fn new(
+        spec: &'a JobSpec,
+        job: &'a JobDir,
+        cancel: &'a AtomicBool,
+        quiet: bool,
+        result: JobResult,
+    ) -> Self {
+        Self { spec, job, cancel, progress: Progress::new(quiet), result, log: None }
+    }
+
+    /// Logs an event, shows it and keeps what the result needs of it.
+    ///
+    /// # Errors
+    /// [`CliError::JobDir`] when the log cannot be written; the run should stop then.
+    pub fn event(&mut self, event: &Event) -> Result<(), CliError> {
+        let log = match &mut self.log {
+            Some(log) => log,
+            None => self.log.insert(self.job.events()?),
+        };
+        log.append(event)?;
+        match event {
+            Event::Plan { total_steps, .. } => self.result.total_steps = *total_steps,
+            Event::Step { step, loss, .. } => {
+                self.result.steps = *step;
+                self.result.train_loss = Some(*loss);
+            }
+            Event::Evaluation { step, loss, .. } => {
+                log.sync()?;
+                if *step == 0 {
+                    self.result.initial_validation_loss = Some(*loss);
+                }
+                self.result.validation_loss = Some(*loss);
+            }
+        }
+        self.progress.event(event);
+        Ok(())
+    }
+}
+
+/// Where a base model comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A directory in Hugging Face layout.
+    Dir(PathBuf),
+    /// A repo on the Hugging Face hub.
+    Repo {
+        /// `owner/name`.
+        id: String,
+        /// Branch, tag or commit.
+        revision: Option<String>,
+        /// Only the cache.
+        offline: bool,
+    },
+}
+
+impl Source {
+    /// Takes what a user wrote as a directory if there is one, as a repo id otherwise.
+    ///
+    /// # Errors
+    /// [`CliError::Input`] when it is neither, or a directory with a revision.
+    pub fn locate(base: &str, revision: Option<&str>, offline: bool, cwd: &Path) -> Result<Self, CliError> {
+        let dir = cwd.join(base);
+        let bad = |code, message| Err(CliError::Input { code, message, hint: None });
+        if dir.is_dir() {
+            if revision.is_some() {
+                let message =
+                    format!("`{base}` is a directory, and only a Hugging Face repo id has revisions");
+                return bad("invalid_config", message);
+            }
+            return Ok(Self::Dir(dir));
+        }
+        if is_repo_id(base) {
+            return Ok(Self::Repo { id: base.to_owned(), revision: revision.map(str::to_owned), offline });
+        }
+        let what = if dir.exists() { "is not a directory" } else { "does not exist" };
+        let message =
+            format!("the base model `{base}` {what}, and it is not a Hugging Face repo id (`owner/name`)");
+        bad("file_not_found", message)
+    }
+}
+
+/// What a model is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// One user message, through the chat template when the model has one.
+    Prompt(String),
+    /// The beginning of a text, as it is.
+    Raw(String),
+    /// Chat messages as pairs of role and content.
+    Messages(Vec<(String, String)>),
+}
+
+/// What `generate` is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateRequest {
+    /// The base model.
+    pub source: Source,
+    /// An adapter to put on it.
+    pub adapter: Option<PathBuf>,
+    /// What is asked.
+    pub input: Input,
+    /// Longest reply in tokens.
+    pub max_new_tokens: usize,
+    /// 0 for greedy.
+    pub temperature: f64,
+    /// Nucleus of sampling.
+    pub top_p: f64,
+    /// Seed of sampling.
+    pub seed: u64,
+}
+
+/// A reply.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// The whole reply.
+    pub text: String,
+    /// `stop` or `length`.
+    pub finish_reason: &'static str,
+    /// Tokens of the rendered prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated.
+    pub completion_tokens: usize,
+    /// Wall time of generating.
+    pub seconds: f64,
+}
+
+/// Trains: reads the data into the job directory, trains, leaves the adapter in it, fills in `run.result`.
+///
+/// # Errors
+/// [`CliError::Cancelled`] when stopped through `run.cancel`.
+pub fn train(run: &mut Run<'_>) -> Result<(), CliError> {
+    let _ = run;
+    Err(CliError::Internal("training is not part of this build".to_owned()))
+}
+
+/// Generates a reply, giving each piece of text to `emit` as soon as it is certain.
+///
+/// # Errors
+/// [`CliError::Cancelled`] when stopped through `cancel`; whatever `emit` returns.
+pub fn generate(
+    request: &GenerateRequest,
+    progress: &mut Progress,
+    cancel: &AtomicBool,
+    emit: &mut dyn FnMut(&str) -> Result<(), CliError>,
+) -> Result<Generated, CliError> {
+    let _ = (request, progress, cancel, emit);
+    Err(CliError::Internal("generation is not part of this build".to_owned()))
+}

@@ -1,0 +1,256 @@
+//! The job directory: the protocol between whoever asks for a job, the worker that runs it and whoever looks at it.
+//!
+//! ```text
+//! jobs/<id>/spec.json     immutable, on disk before anything is computed
+//!           data/         frozen copy of what is trained on, manifest.json with sha256 and counts
+//!           events.jsonl  append-only, only the worker writes: seq, time, type, data
+//!           lock          locked by the live worker; the kernel lets go on any death
+//!           adapter/      the result
+//!           result.json   terminal truth
+//! ```
+
+mod clock;
+mod events;
+mod files;
+mod home;
+mod id;
+mod result;
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+pub use clock::{rfc3339, rfc3339_now};
+pub use events::EventLog;
+pub use files::{hex, io_words, is_disk_full, sha256_file, sync_dir, write_atomic};
+pub use home::{home, home_from};
+pub use result::{Failure, JobResult, Preview, Status};
+
+/// Version of the layout and of every JSON file in it.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// What went wrong with a job directory.
+#[derive(Debug, thiserror::Error)]
+pub enum JobDirError {
+    /// The file system refused.
+    #[error("cannot {action} `{}`: {}", path.display(), io_words(source))]
+    Io {
+        /// `create`, `write`, `lock`.
+        action: &'static str,
+        /// What was touched.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// Another process works in this job directory.
+    #[error("the job in `{}` is already running in another process", path.display())]
+    Busy {
+        /// The job directory.
+        path: PathBuf,
+    },
+    /// A value could not be written as JSON.
+    #[error("cannot write `{}` as JSON: {message}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the value.
+        message: String,
+    },
+    /// No directory to keep jobs in is known.
+    #[error("no directory to keep jobs in: set TUNESMITH_HOME to one (neither it nor HOME is set)")]
+    NoHome,
+}
+
+impl JobDirError {
+    /// The I/O error behind it, if there is one.
+    pub fn io(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// A job directory held by this process.
+#[derive(Debug)]
+pub struct JobDir {
+    id: String,
+    path: PathBuf,
+    /// Locked as long as this value lives.
+    _lock: File,
+}
+
+/// `spec.json`: the spec with what is needed to read it again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SpecFile<S> {
+    /// [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// Version of the program that wrote it.
+    pub tunesmith_version: String,
+    /// Job id.
+    pub id: String,
+    /// RFC 3339 time in UTC.
+    pub created_at: String,
+    /// The resolved spec.
+    pub spec: S,
+}
+
+/// One frozen file of `data/`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrozenFile {
+    /// File name below `data/`.
+    pub file: String,
+    /// Rows in it.
+    pub rows: usize,
+    /// Bytes in it.
+    pub bytes: u64,
+    /// Hex digest of its bytes.
+    pub sha256: String,
+}
+
+/// A file that rows were taken from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Where it was.
+    pub path: PathBuf,
+    /// Hex digest of its bytes when read.
+    pub sha256: String,
+    /// Rows read.
+    pub rows: usize,
+    /// Rows left out because they are longer than the limit, by line.
+    pub dropped_over_long_lines: Vec<usize>,
+}
+
+/// `data/manifest.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// Where the rows came from.
+    pub sources: Vec<SourceFile>,
+    /// What is trained on.
+    pub train: FrozenFile,
+    /// What is held out.
+    pub validation: Option<FrozenFile>,
+}
+
+impl JobDir {
+    /// Makes a new job directory under `home` with a fresh id, and takes its lock.
+    pub fn create(home: &Path) -> Result<Self, JobDirError> {
+        let jobs = home.join("jobs");
+        fs::create_dir_all(&jobs).map_err(JobDirError::at("create", &jobs))?;
+        loop {
+            let id = id::fresh();
+            let path = jobs.join(&id);
+            match fs::create_dir(&path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(e) => return Err(JobDirError::at("create", &path)(e)),
+            }
+            sync_dir(&jobs)?;
+            let lock = lock(&path)?;
+            return Ok(Self { id, path, _lock: lock });
+        }
+    }
+
+    /// The job's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the adapter goes. Not made here: it exists only once it is whole.
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join("adapter")
+    }
+
+    /// Writes `spec.json`; on return it is on disk.
+    pub fn write_spec(&self, spec: &impl Serialize) -> Result<(), JobDirError> {
+        let file = SpecFile {
+            format_version: FORMAT_VERSION,
+            tunesmith_version: env!("CARGO_PKG_VERSION").to_owned(),
+            id: self.id.clone(),
+            created_at: rfc3339_now(),
+            spec,
+        };
+        self.write_json("spec.json", &file)
+    }
+
+    /// Writes `result.json`; on return it is on disk.
+    pub fn write_result(&self, result: &JobResult) -> Result<(), JobDirError> {
+        self.write_json("result.json", result)
+    }
+
+    /// Opens `events.jsonl` for a run's events.
+    pub fn events(&self) -> Result<EventLog, JobDirError> {
+        EventLog::create(&self.path.join("events.jsonl"))
+    }
+
+    /// Writes rows to `data/<part>.jsonl`, each with a newline, and returns what the manifest says of them.
+    pub fn freeze<R: AsRef<[u8]>>(
+        &self,
+        part: &str,
+        rows: impl IntoIterator<Item = R>,
+    ) -> Result<FrozenFile, JobDirError> {
+        let dir = self.path.join("data");
+        fs::create_dir_all(&dir).map_err(JobDirError::at("create", &dir))?;
+        let name = format!("{part}.jsonl");
+        let path = dir.join(&name);
+        let mut file = io::BufWriter::new(File::create(&path).map_err(JobDirError::at("create", &path))?);
+        let mut frozen = FrozenFile { file: name, rows: 0, bytes: 0, sha256: String::new() };
+        let mut digest = Sha256::new();
+        for row in rows {
+            let row = row.as_ref();
+            for piece in [row, b"\n"] {
+                file.write_all(piece).map_err(JobDirError::at("write", &path))?;
+                digest.update(piece);
+                frozen.bytes += piece.len() as u64;
+            }
+            frozen.rows += 1;
+        }
+        let file = file.into_inner().map_err(|e| JobDirError::at("write", &path)(e.into_error()))?;
+        file.sync_all().map_err(JobDirError::at("write", &path))?;
+        frozen.sha256 = hex(&digest.finalize());
+        Ok(frozen)
+    }
+
+    /// Writes `data/manifest.json`; on return it is on disk, and with it the names of the files it lists.
+    pub fn write_manifest(&self, manifest: &Manifest) -> Result<(), JobDirError> {
+        self.write_json("data/manifest.json", manifest)
+    }
+
+    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), JobDirError> {
+        let path = self.path.join(name);
+        let mut text = serde_json::to_vec_pretty(value)
+            .map_err(|e| JobDirError::Json { path: path.clone(), message: e.to_string() })?;
+        text.push(b'\n');
+        write_atomic(&path, &text)
+    }
+}
+
+/// Takes the lock of a job directory.
+fn lock(dir: &Path) -> Result<File, JobDirError> {
+    let path = dir.join("lock");
+    let file =
+        File::options().create(true).append(true).open(&path).map_err(JobDirError::at("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(JobDirError::Busy { path: dir.to_owned() }),
+        Err(TryLockError::Error(e)) => Err(JobDirError::at("lock", &path)(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

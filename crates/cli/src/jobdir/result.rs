@@ -1,0 +1,108 @@
+//! `result.json`: how a job ended.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::FORMAT_VERSION;
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// The adapter is there.
+    Success,
+    /// It failed; see `error`.
+    Error,
+    /// Somebody stopped it.
+    Cancelled,
+}
+
+/// Why a job failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Cause class: `data`, `numeric`, `device`, `io`, `internal`.
+    pub class: String,
+    /// Error code, finer than the class.
+    pub code: String,
+    /// The sentence shown to the user.
+    pub message: String,
+    /// What may help.
+    pub hint: Option<String>,
+}
+
+/// The reply to one held-out row before and after training.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preview {
+    /// Line of the source file.
+    pub line: usize,
+    /// What was asked.
+    pub prompt: String,
+    /// The reply in the data.
+    pub expected: String,
+    /// The base model's reply.
+    pub before: String,
+    /// The reply with the adapter; absent when training did not finish.
+    pub after: Option<String>,
+}
+
+/// `result.json`, and what `tunesmith train --json` prints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobResult {
+    /// [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// Job id.
+    pub id: String,
+    /// Name of the job.
+    pub name: String,
+    /// How it ended.
+    pub status: Status,
+    /// The job directory.
+    pub job_dir: PathBuf,
+    /// RFC 3339 time in UTC.
+    pub started_at: String,
+    /// RFC 3339 time in UTC.
+    pub finished_at: String,
+    /// From start to finish.
+    pub seconds: f64,
+    /// Optimizer steps done.
+    pub steps: usize,
+    /// Optimizer steps planned; 0 when it never came to a plan.
+    pub total_steps: usize,
+    /// Loss of the last step.
+    pub train_loss: Option<f64>,
+    /// Loss on the held-out rows before the first step.
+    pub initial_validation_loss: Option<f64>,
+    /// Last loss on the held-out rows.
+    pub validation_loss: Option<f64>,
+    /// Where the adapter is, when there is one.
+    pub adapter: Option<PathBuf>,
+    /// Replies before and after.
+    pub previews: Vec<Preview>,
+    /// Why it failed, when it did.
+    pub error: Option<Failure>,
+}
+
+impl JobResult {
+    /// A result with nothing done yet.
+    pub fn new(id: &str, name: &str, status: Status, job_dir: PathBuf) -> Self {
+        Self {
+            format_version: FORMAT_VERSION,
+            id: id.to_owned(),
+            name: name.to_owned(),
+            status,
+            job_dir,
+            started_at: String::new(),
+            finished_at: String::new(),
+            seconds: 0.0,
+            steps: 0,
+            total_steps: 0,
+            train_loss: None,
+            initial_validation_loss: None,
+            validation_loss: None,
+            adapter: None,
+            previews: Vec::new(),
+            error: None,
+        }
+    }
+}

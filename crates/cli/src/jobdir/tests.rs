@@ -1,0 +1,90 @@
+use super::*;
+use serde_json::{Value, json};
+
+fn read(path: PathBuf) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn a_job_directory_holds_what_was_written() {
+    let home = tempfile::tempdir().unwrap();
+    let job = JobDir::create(&home.path().join("deep/home")).unwrap();
+    assert_eq!(job.path().parent().unwrap(), home.path().join("deep/home/jobs"));
+    job.write_spec(&json!({ "base": "b" })).unwrap();
+    let spec: SpecFile<Value> = serde_json::from_str(&read(job.path().join("spec.json"))).unwrap();
+    assert_eq!((spec.format_version, spec.id.as_str()), (FORMAT_VERSION, job.id()));
+    assert_eq!(spec.spec, json!({ "base": "b" }));
+
+    let frozen = job.freeze("train", ["{\"a\":1}", "{\"a\":2}"]).unwrap();
+    assert_eq!(read(job.path().join("data/train.jsonl")), "{\"a\":1}\n{\"a\":2}\n");
+    assert_eq!((frozen.rows, frozen.bytes), (2, 16));
+    assert_eq!(frozen.sha256, sha256_file(&job.path().join("data/train.jsonl")).unwrap());
+    let names: Vec<_> = fs::read_dir(job.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(names.iter().all(|n| !n.to_string_lossy().ends_with(".tmp")), "{names:?}");
+}
+
+#[test]
+fn sha256_is_sha256() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("abc");
+    fs::write(&path, "abc").unwrap();
+    let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"; // FIPS 180-2, B.1
+    assert_eq!(sha256_file(&path).unwrap(), digest);
+}
+
+#[test]
+fn events_are_numbered_lines_with_type_and_data() {
+    let home = tempfile::tempdir().unwrap();
+    let job = JobDir::create(home.path()).unwrap();
+    let mut log = job.events().unwrap();
+    let event = tunesmith_train::Event::Evaluation {
+        step: 3,
+        epoch: 0.5,
+        loss: 1.25,
+        trained_tokens: 7,
+        seconds: 0.1,
+    };
+    log.append(&event).unwrap();
+    log.append(&json!({ "type": "note", "data": { "text": "two\nlines" } })).unwrap();
+    log.sync().unwrap();
+
+    let text = read(job.path().join("events.jsonl"));
+    let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "a newline in a value makes no line");
+    assert_eq!((&lines[0]["seq"], &lines[1]["seq"]), (&json!(1), &json!(2)));
+    assert_eq!((&lines[0]["type"], &lines[0]["data"]["loss"]), (&json!("evaluation"), &json!(1.25)));
+    let time = lines[0]["time"].as_str().unwrap();
+    assert!(time.len() == 24 && time.ends_with('Z') && time.as_bytes()[10] == b'T', "{time}");
+    assert!(job.events().is_err(), "a second log would number from 1 again");
+}
+
+#[test]
+fn the_lock_is_held_exactly_as_long_as_the_job() {
+    let home = tempfile::tempdir().unwrap();
+    let job = JobDir::create(home.path()).unwrap();
+    let path = job.path().to_owned();
+    assert!(matches!(lock(&path), Err(JobDirError::Busy { .. })));
+    drop(job);
+    assert!(lock(&path).is_ok());
+}
+
+#[test]
+fn an_atomic_write_that_fails_leaves_the_old_file_and_no_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("result.json");
+    write_atomic(&path, b"old").unwrap();
+    // A directory where the temporary file should go: the write cannot start.
+    fs::create_dir(dir.path().join("result.json.tmp")).unwrap();
+    let error = write_atomic(&path, b"new").unwrap_err();
+    assert!(error.to_string().contains("result.json"), "{error}");
+    assert_eq!(read(path), "old");
+}
+
+#[test]
+fn a_file_in_the_place_of_the_home_is_an_error_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("home");
+    fs::write(&home, "").unwrap();
+    let error = JobDir::create(&home).unwrap_err();
+    assert!(error.io().is_some() && error.to_string().contains("home"), "{error}");
+}
