@@ -3,7 +3,9 @@
 mod cache;
 mod options;
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
@@ -13,6 +15,9 @@ pub use options::HubOptions;
 
 use crate::card::is_repo_id;
 use crate::error::{Error, Result};
+
+/// How often a file is asked for before its error is reported. Each time continues where the last one broke off.
+const ATTEMPTS: u64 = 3;
 
 /// How far the download of one file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +94,7 @@ impl Fetch<'_> {
 
     fn run(&self, repo: Repo, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
         let api = self.api()?;
-        let info = api.repo(repo.clone()).info().map_err(|error| self.explain(&error, None))?;
+        let info = api.repo(repo.clone()).info().map_err(|error| self.explain(&error, ""))?;
         if !cache::is_plain_revision(&info.sha) || info.sha.contains('/') {
             return Err(self.bad("the Hub's answer names no valid commit"));
         }
@@ -99,13 +104,13 @@ impl Fetch<'_> {
         let snapshot = self.cache.repo(pinned.clone()).pointer_path(&info.sha);
         let remote = api.repo(pinned);
         for name in names.iter().filter(|name| cache::is_small_file(name)) {
-            self.file(&remote, &snapshot, name, progress)?;
+            self.file(&api, &remote, &snapshot, name, progress)?;
         }
         if names.contains(&cache::SINGLE) {
-            self.file(&remote, &snapshot, cache::SINGLE, progress)?;
+            self.file(&api, &remote, &snapshot, cache::SINGLE, progress)?;
         } else if names.contains(&cache::INDEX) {
             for shard in cache::shards(&snapshot)? {
-                self.file(&remote, &snapshot, &shard, progress)?;
+                self.file(&api, &remote, &snapshot, &shard, progress)?;
             }
         } else if let Some(pickle) = names.iter().find(|name| name.starts_with("pytorch_model")) {
             return Err(Error::Pickle { path: Path::new(self.base).join(pickle) });
@@ -123,7 +128,6 @@ impl Fetch<'_> {
     fn api(&self) -> Result<Api> {
         let mut builder = ApiBuilder::from_cache(self.cache.clone())
             .with_progress(false)
-            .with_retries(2)
             .with_user_agent("tunesmith", env!("CARGO_PKG_VERSION"));
         if let Some(endpoint) = &self.options.endpoint {
             builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_string());
@@ -131,11 +135,12 @@ impl Fetch<'_> {
         if let Some(token) = &self.options.token {
             builder = builder.with_token(Some(token.clone()));
         }
-        builder.build().map_err(|error| self.explain(&error, None))
+        builder.build().map_err(|error| self.explain(&error, ""))
     }
 
     fn file(
         &self,
+        api: &Api,
         remote: &ApiRepo,
         snapshot: &Path,
         name: &str,
@@ -144,22 +149,55 @@ impl Fetch<'_> {
         if snapshot.join(name).exists() {
             return Ok(());
         }
-        let bar = Bar { file: String::new(), done: 0, total: 0, report: progress };
-        remote.download_with_progress(name, bar).map(drop).map_err(|error| self.explain(&error, Some(name)))
+        let mut attempt = 1;
+        loop {
+            let total = Cell::new(0);
+            let bar = Bar { file: String::new(), done: 0, total: &total, report: progress };
+            let error = match remote.download_with_progress(name, bar) {
+                Ok(path) => return self.check_length(&path, name, total.get()),
+                Err(error) => error,
+            };
+            if attempt == ATTEMPTS || !may_pass(&error) {
+                return Err(self.explain(&error, name));
+            }
+            if is_stale_part(&error) {
+                self.remove_part(api, remote, name)?;
+            }
+            std::thread::sleep(Duration::from_millis(200 * attempt));
+            attempt += 1;
+        }
     }
 
-    /// One sentence for what the Hub or the network answered.
-    fn explain(&self, error: &ApiError, file: Option<&str>) -> Error {
+    /// A file of another length than the Hub named must not stay in the cache, where it would be taken for whole.
+    fn check_length(&self, path: &Path, name: &str, total: u64) -> Result<()> {
+        let blob = path.canonicalize().map_err(Error::io("read", path))?;
+        let length = blob.metadata().map_err(Error::io("read", &blob))?.len();
+        if length == total {
+            return Ok(());
+        }
+        for damaged in [path, &blob] {
+            std::fs::remove_file(damaged).map_err(Error::io("remove the damaged file", damaged))?;
+        }
+        Err(self.bad(format!("`{name}` arrived with {length} of {total} bytes; try again")))
+    }
+
+    /// Removes what an interrupted download left of a file, when it cannot be continued.
+    fn remove_part(&self, api: &Api, remote: &ApiRepo, name: &str) -> Result<()> {
+        let metadata = api.metadata(&remote.url(name)).map_err(|error| self.explain(&error, name))?;
+        let repo = Repo::model(self.base.to_string());
+        let part = self.cache.repo(repo).blob_path(metadata.etag()).with_extension("part");
+        std::fs::remove_file(&part).map_err(Error::io("remove", &part))
+    }
+
+    /// One sentence for what the Hub or the network answered. `file` is empty when it is about the repository.
+    fn explain(&self, error: &ApiError, file: &str) -> Error {
         let (base, revision) = (self.base, self.revision);
-        let subject = file.map_or_else(|| "the repository".to_string(), |file| format!("`{file}`"));
-        let inner = match error {
-            ApiError::TooManyRetries(inner) => inner,
-            other => other,
-        };
-        let problem = match inner {
+        let subject = if file.is_empty() { "the repository".to_string() } else { format!("`{file}`") };
+        let problem = match error {
             ApiError::RequestError(request) => match request.as_ref() {
                 ureq::Error::StatusCode(404) => {
-                    format!("the Hub has no {} at revision `{revision}`", file.unwrap_or("such repository"))
+                    let what = if file.is_empty() { "such repository" } else { &subject };
+                    format!("the Hub has no {what} at revision `{revision}`; check the name and the revision")
                 }
                 ureq::Error::StatusCode(code @ (401 | 403)) => format!(
                     "the Hub refuses access to {subject} (HTTP {code}); check the name, accept the licence on the \
@@ -188,24 +226,45 @@ impl Fetch<'_> {
     }
 }
 
+/// Whether the same request may succeed a moment later: connections that broke, a busy server, a stale part file.
+fn may_pass(error: &ApiError) -> bool {
+    match error {
+        ApiError::RequestError(request) => match request.as_ref() {
+            ureq::Error::StatusCode(code) => *code == 429 || *code >= 500 || is_stale_part(error),
+            _ => true,
+        },
+        ApiError::IoError(reason) => reason.kind() != std::io::ErrorKind::StorageFull,
+        other => is_stale_part(other),
+    }
+}
+
+/// The part file is complete already (the server then has no range left to send) or longer than the file.
+fn is_stale_part(error: &ApiError) -> bool {
+    match error {
+        ApiError::RequestError(request) => matches!(request.as_ref(), ureq::Error::StatusCode(416)),
+        other => matches!(other, ApiError::InvalidResume),
+    }
+}
+
 /// Passes the progress of one file on.
 struct Bar<'a> {
     file: String,
     done: u64,
-    total: u64,
+    total: &'a Cell<u64>,
     report: &'a mut dyn FnMut(Download<'_>),
 }
 
 impl Bar<'_> {
     fn report(&mut self) {
-        (self.report)(Download { file: &self.file, done: self.done, total: self.total });
+        (self.report)(Download { file: &self.file, done: self.done, total: self.total.get() });
     }
 }
 
 impl Progress for Bar<'_> {
     /// Also called when a download starts again after an error.
     fn init(&mut self, size: usize, file: &str) {
-        (self.done, self.total) = (0, size as u64);
+        self.done = 0;
+        self.total.set(size as u64);
         file.clone_into(&mut self.file);
         self.report();
     }

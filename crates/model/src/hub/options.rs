@@ -59,3 +59,34 @@ impl HubOptions {
 fn usual_home() -> Option<PathBuf> {
     Some(std::env::home_dir()?.join(".cache").join("huggingface"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(pairs: &[(&str, &str)]) -> HubOptions {
+        HubOptions::from_lookup(|name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_string()))
+    }
+
+    #[test]
+    fn the_environment_is_honoured() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("token"), "hf_file\n").unwrap();
+        let text = home.path().to_str().unwrap();
+        let given = options(&[("HF_HOME", text), ("HF_ENDPOINT", "http://mirror"), ("HF_HUB_OFFLINE", "1")]);
+        let expected = HubOptions {
+            revision: None,
+            offline: true,
+            cache_dir: Some(home.path().join("hub")),
+            endpoint: Some("http://mirror".into()),
+            token: Some("hf_file".into()),
+        };
+        assert_eq!(given, expected);
+        let more = options(&[("HF_HOME", text), ("HF_HUB_CACHE", "/c"), ("HF_TOKEN", " hf_env ")]);
+        assert_eq!((more.cache_dir, more.token), (Some("/c".into()), Some("hf_env".into())));
+        let xdg = options(&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", ""), ("HF_HUB_OFFLINE", "0")]);
+        assert_eq!((xdg.cache_dir, xdg.offline), (Some("/x/huggingface/hub".into()), false));
+        assert!(["TRUE", "yes", "On"].iter().all(|v| options(&[("HF_HUB_OFFLINE", v)]).offline));
+        assert!(!options(&[("HF_HUB_OFFLINE", "no")]).offline);
+    }
+}
