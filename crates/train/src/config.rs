@@ -36,7 +36,8 @@ pub struct TrainConfig {
     pub epochs: usize,
     /// Examples per optimizer step.
     pub batch_size: usize,
-    /// Examples per forward and backward; 0 means the whole batch. The result does not depend on it.
+    /// Examples per forward and backward; 0 leaves it to the engine (as many as fit 2,048 tokens). The result does
+    /// not depend on it.
     pub micro_batch_size: usize,
     /// Peak learning rate.
     pub learning_rate: f64,

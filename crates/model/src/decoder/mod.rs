@@ -12,7 +12,7 @@ mod load;
 mod step;
 mod workspace;
 
-use tunesmith_ops::{Kernels, RopeTable};
+use tunesmith_ops::{AdamW, Kernels, RopeTable};
 
 pub use batch::{Batch, Document};
 pub use cache::KvCache;
@@ -65,9 +65,19 @@ impl<K: Kernels> Decoder<K> {
         &self.layout
     }
 
-    /// The flat LoRA parameters, f32. After changing them call [`Self::refresh`].
-    pub fn parameters_mut(&mut self) -> &mut K::Full {
-        &mut self.parameters
+    /// One AdamW update of the flat LoRA parameters from flat gradients and moments of the same layout.
+    ///
+    /// # Errors
+    /// If a buffer has another length, or the device fails.
+    pub fn update(
+        &mut self,
+        step: AdamW,
+        gradients: &K::Full,
+        m: &mut K::Full,
+        v: &mut K::Full,
+    ) -> Result<()> {
+        self.kernels.adamw(step, &mut self.parameters, gradients, m, v)?;
+        self.refresh()
     }
 
     /// The flat LoRA parameters on the host.
@@ -91,7 +101,7 @@ impl<K: Kernels> Decoder<K> {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn refresh(&mut self) -> Result<()> {
+    fn refresh(&mut self) -> Result<()> {
         for block in &mut self.blocks {
             for group in block.groups_mut() {
                 group.refresh(&self.kernels, &self.parameters)?;

@@ -1,0 +1,238 @@
+//! One optimizer step, and one evaluation.
+
+use tunesmith_data::Example;
+use tunesmith_model::{Batch, Decoder, Document, DropoutStep, Keep, Workspace};
+use tunesmith_ops::{AdamW, Kernels};
+
+use crate::{Error, Recompute, TrainConfig};
+
+/// Tokens of a micro-batch when its size is left to us: enough rows to keep the matrix products busy, few enough to
+/// keep the activations small.
+const MICRO_BATCH_TOKENS: usize = 2048;
+
+/// What one optimizer step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepOutcome {
+    /// Sum of the token losses over the trained tokens of the whole step, divided once by their count.
+    pub loss: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens of the step's rows.
+    pub tokens: usize,
+    /// Those that count in the loss.
+    pub trained_tokens: usize,
+}
+
+/// The loss of one row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowLoss {
+    /// Sum over the row's trained tokens.
+    pub sum: f64,
+    /// How many there are.
+    pub trained_tokens: usize,
+}
+
+/// A decoder with what its training needs: gradients, both moments of AdamW, activations.
+#[derive(Debug)]
+pub struct Trainer<K: Kernels> {
+    decoder: Decoder<K>,
+    config: TrainConfig,
+    lora_dropout: f32,
+    gradients: K::Full,
+    first_moment: K::Full,
+    second_moment: K::Full,
+    workspace: Workspace<K>,
+    steps: u64,
+}
+
+impl<K: Kernels> Trainer<K> {
+    /// Makes room for the longest micro-batch that `examples` (the training and the validation rows) can give.
+    ///
+    /// # Errors
+    /// No LoRA parameters, or not enough memory.
+    pub fn new<'a>(
+        mut decoder: Decoder<K>,
+        config: &TrainConfig,
+        lora_dropout: f32,
+        examples: impl IntoIterator<Item = &'a Example>,
+    ) -> Result<Self, Error> {
+        if decoder.layout().is_empty() {
+            return Err(Error::NoAdapter);
+        }
+        let mut lengths: Vec<usize> = examples.into_iter().map(|e| e.ids.len()).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let longest = lengths.first().copied().unwrap_or(0);
+        decoder.prepare_positions(longest);
+        let capacity = match micro_batch_rows(config) {
+            Some(rows) => lengths.iter().take(rows).sum(),
+            None => longest.max(MICRO_BATCH_TOKENS.min(lengths.iter().take(config.batch_size).sum())),
+        };
+        let keep = match config.recompute {
+            Recompute::None => Keep::All,
+            Recompute::Mlp => Keep::NoMlp,
+            Recompute::Min2 => Keep::Residuals,
+            Recompute::Min => Keep::Input,
+        };
+        let keep = vec![keep; decoder.config().num_hidden_layers];
+        let workspace = decoder.training_workspace(capacity, &keep, lora_dropout > 0.0)?;
+        let (k, n) = (decoder.kernels(), decoder.layout().len());
+        let (gradients, first_moment) = (k.zeros_full(n)?, k.zeros_full(n)?);
+        let second_moment = k.zeros_full(n)?;
+        Ok(Self {
+            config: config.clone(),
+            lora_dropout,
+            gradients,
+            first_moment,
+            second_moment,
+            workspace,
+            steps: 0,
+            decoder,
+        })
+    }
+
+    /// The model as it is now.
+    pub fn decoder(&self) -> &Decoder<K> {
+        &self.decoder
+    }
+
+    /// Gives the model back.
+    pub fn into_decoder(self) -> Decoder<K> {
+        self.decoder
+    }
+
+    /// Loss of these rows and its gradient, left in the flat gradient buffer: everything of a step but the update.
+    ///
+    /// # Errors
+    /// No trained token, a loss that is not finite (with the rows it came from), or a device fault.
+    pub fn accumulate(&mut self, examples: &[&Example]) -> Result<StepOutcome, Error> {
+        let step = self.steps as usize + 1;
+        let trained_tokens: usize = examples.iter().map(|e| e.trained_tokens()).sum();
+        if trained_tokens == 0 {
+            return Err(Error::NoTrainedTokens { examples: examples.len() });
+        }
+        let dropout = (self.lora_dropout > 0.0).then_some(DropoutStep {
+            p: self.lora_dropout,
+            seed: self.config.seed,
+            step: step as u32,
+        });
+        self.decoder.kernels().clear_full(&mut self.gradients)?;
+        let weight = 1.0 / trained_tokens as f32;
+        let mut sum = 0f64;
+        for micro in micro_batches(&self.config, examples) {
+            let batch = batch(examples, micro.clone());
+            let losses = self.decoder.loss_and_gradients(
+                &mut self.workspace,
+                &batch,
+                weight,
+                dropout,
+                &mut self.gradients,
+            )?;
+            let bad = not_finite(&batch, &losses, &examples[micro]);
+            if !bad.is_empty() {
+                return Err(Error::LossNotFinite { step, lines: bad });
+            }
+            sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+        }
+        let grad_norm = self.decoder.kernels().norm(&self.gradients)?;
+        if !grad_norm.is_finite() {
+            return Err(Error::GradientNotFinite { step, lines: examples.iter().map(|e| e.line).collect() });
+        }
+        let tokens = examples.iter().map(|e| e.ids.len()).sum();
+        Ok(StepOutcome { loss: sum / trained_tokens as f64, grad_norm, tokens, trained_tokens })
+    }
+
+    /// One optimizer step on these rows: gradient, clipping by the global norm, AdamW.
+    ///
+    /// # Errors
+    /// As [`Trainer::accumulate`]; then nothing is updated.
+    pub fn step(&mut self, examples: &[&Example], learning_rate: f64) -> Result<StepOutcome, Error> {
+        let outcome = self.accumulate(examples)?;
+        self.steps += 1;
+        // As torch.nn.utils.clip_grad_norm_.
+        let limit = self.config.max_grad_norm;
+        let grad_scale = if limit > 0.0 { (limit / (outcome.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        let step = AdamW {
+            lr: learning_rate,
+            beta1: self.config.adam_beta1,
+            beta2: self.config.adam_beta2,
+            eps: self.config.adam_epsilon,
+            weight_decay: self.config.weight_decay,
+            step: self.steps,
+            grad_scale: grad_scale as f32,
+        };
+        self.decoder.update(step, &self.gradients, &mut self.first_moment, &mut self.second_moment)?;
+        Ok(outcome)
+    }
+
+    /// The flat gradient of the last step, on the host.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn gradients(&self) -> Result<Vec<f32>, Error> {
+        Ok(self.decoder.kernels().read_full(&self.gradients)?)
+    }
+
+    /// The loss of each row, without dropout.
+    ///
+    /// # Errors
+    /// A loss that is not finite (with the rows it came from), or a device fault.
+    pub fn evaluate(&mut self, examples: &[&Example]) -> Result<Vec<RowLoss>, Error> {
+        let mut out = vec![RowLoss { sum: 0.0, trained_tokens: 0 }; examples.len()];
+        for micro in micro_batches(&self.config, examples) {
+            let batch = batch(examples, micro.clone());
+            let losses = self.decoder.losses(&mut self.workspace, &batch)?;
+            let bad = not_finite(&batch, &losses, &examples[micro.clone()]);
+            if !bad.is_empty() {
+                return Err(Error::EvaluationNotFinite { step: self.steps as usize, lines: bad });
+            }
+            for (&loss, &document) in losses.iter().zip(&batch.documents) {
+                let row = &mut out[micro.start + document];
+                row.sum += f64::from(loss);
+                row.trained_tokens += 1;
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// Rows of a micro-batch, when they are given.
+fn micro_batch_rows(config: &TrainConfig) -> Option<usize> {
+    (config.micro_batch_size > 0).then_some(config.micro_batch_size.min(config.batch_size.max(1)))
+}
+
+/// Cuts rows into micro-batches: so many rows each, or as many as fit the token budget.
+fn micro_batches(config: &TrainConfig, examples: &[&Example]) -> Vec<std::ops::Range<usize>> {
+    let rows = micro_batch_rows(config);
+    let (mut out, mut start, mut tokens) = (Vec::new(), 0, 0);
+    for (i, example) in examples.iter().enumerate() {
+        let full = match rows {
+            Some(rows) => i - start == rows,
+            // An evaluation batch is cut like a training batch, so that it fits the same memory.
+            None => tokens + example.ids.len() > MICRO_BATCH_TOKENS || i - start == config.batch_size,
+        };
+        if full && i > start {
+            out.push(start..i);
+            (start, tokens) = (i, 0);
+        }
+        tokens += example.ids.len();
+    }
+    if start < examples.len() {
+        out.push(start..examples.len());
+    }
+    out
+}
+
+fn batch(examples: &[&Example], range: std::ops::Range<usize>) -> Batch {
+    let documents: Vec<Document<'_>> = range
+        .map(|i| Document { ids: &examples[i].ids, trained: &examples[i].trained, number: i as u32 })
+        .collect();
+    Batch::for_training(&documents)
+}
+
+/// Lines of the rows that a non-finite loss came from.
+fn not_finite(batch: &Batch, losses: &[f32], examples: &[&Example]) -> Vec<usize> {
+    let bad = losses.iter().zip(&batch.documents).filter(|(loss, _)| !loss.is_finite());
+    let mut lines: Vec<usize> = bad.map(|(_, &d)| examples[d].line).collect();
+    lines.dedup();
+    lines
+}
