@@ -1,1 +1,9 @@
-//! (in preparation)
+//! Generation with a key/value cache: greedy or sampled, stopping at the model's stop tokens.
+
+mod error;
+mod generate;
+mod sample;
+
+pub use error::Error;
+pub use generate::{FinishReason, Reply, Request, generate};
+pub use sample::Sampling;
