@@ -19,7 +19,8 @@ fn the_checked_in_schema_is_what_the_program_prints() {
 #[test]
 fn the_quickstart_resolves_from_the_root_of_the_repository() {
     let bench = Bench::new();
-    let ran = finish(bench.command(&["config", "show", "configs/quickstart.toml", "--json"]).current_dir(root()));
+    let ran =
+        finish(bench.command(&["config", "show", "configs/quickstart.toml", "--json"]).current_dir(root()));
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
     let spec = ran.json();
     assert_eq!(spec["name"], json!("quickstart"));
@@ -34,7 +35,9 @@ fn show_tells_where_each_value_comes_from() {
     bench.write("job.toml", small_job(""));
     let ran = bench.run(&["config", "show", "job.toml", "--set", "lora.r=3", "--epochs", "2"]);
     assert_eq!(ran.code, 0, "{ran:?}");
-    for line in ["r = 3  # `--set lora.r=3`", "epochs = 2  # `--epochs`", "batch_size = 4  # `job.toml`, line 10"] {
+    for line in
+        ["r = 3  # `--set lora.r=3`", "epochs = 2  # `--epochs`", "batch_size = 4  # `job.toml`, line 10"]
+    {
         assert!(ran.stdout.contains(line), "{line:?} is not in\n{}", ran.stdout);
     }
     assert!(bench.jobs().is_empty(), "showing a job makes none");
@@ -44,12 +47,23 @@ fn show_tells_where_each_value_comes_from() {
 fn every_flag_overrides_its_key() {
     let bench = Bench::new();
     bench.write("job.toml", small_job(""));
-    let flags =
-        ["--epochs", "7", "--seed", "18446744073709551615", "--output", "o", "--offline", "--device", "cpu", "--json"];
+    let flags = [
+        "--epochs",
+        "7",
+        "--seed",
+        "18446744073709551615",
+        "--output",
+        "o",
+        "--offline",
+        "--device",
+        "cpu",
+        "--json",
+    ];
     let ran = bench.run(&[&["config", "show", "job.toml"], &flags[..]].concat());
     ran.failed(65, "`--seed`: `train.seed`: must be at most 9223372036854775807");
     let flags = ["--epochs", "7", "--seed", "8", "--output", "o", "--offline", "--device", "cpu", "--json"];
-    let spec = bench.run(&[&["config", "show", "job.toml", "--set", "train.epochs=2"], &flags[..]].concat()).json();
+    let spec =
+        bench.run(&[&["config", "show", "job.toml", "--set", "train.epochs=2"], &flags[..]].concat()).json();
     assert_eq!(
         (&spec["train"]["epochs"], &spec["train"]["seed"], &spec["offline"], &spec["device"]),
         (&json!(7), &json!(8), &json!(true), &json!("cpu"))
@@ -65,7 +79,10 @@ fn a_typo_stops_training_before_a_job_is_made() {
     bench.write("job.toml", small_job("epoch = 2\nlearning_rate = \"high\"\n"));
     let ran = bench.run(&["train", "job.toml"]);
     ran.failed(65, "error: `job.toml`, line 11: unknown key `train.epoch`; did you mean `train.epochs`?\n");
-    ran.failed(65, "error: `job.toml`, line 12: `train.learning_rate`: expected a number, found the string \"high\"\n");
+    ran.failed(
+        65,
+        "error: `job.toml`, line 12: `train.learning_rate`: expected a number, found the string \"high\"\n",
+    );
     ran.failed(65, "hint: ");
     assert_eq!(ran.stdout, "");
     assert!(bench.jobs().is_empty());
@@ -79,7 +96,10 @@ fn with_json_an_error_is_one_object_too() {
         let ran = bench.run(args);
         ran.failed(65, "unknown key `train.epoch`");
         let report = ran.json();
-        assert_eq!((&report["status"], &report["error"]["code"]), (&json!("error"), &json!("invalid_config")));
+        assert_eq!(
+            (&report["status"], &report["error"]["code"]),
+            (&json!("error"), &json!("invalid_config"))
+        );
         assert!(report["error"]["message"].as_str().unwrap().contains("line 11"), "{report}");
     }
 }
@@ -91,7 +111,9 @@ fn set_must_be_key_and_value() {
     bench.run(&["train", "job.toml", "--set", "train.epochs"]).failed(2, "is not of the form `key=value`");
     bench.run(&["train", "job.toml", "--set"]).failed(2, "--set");
     bench.run(&["train", "job.toml", "--set", "train.epochs=0"]).failed(65, "must be from 1 to 10, found 0");
-    bench.run(&["train", "job.toml", "--epochs", "0"]).failed(65, "`--epochs`: `train.epochs`: must be from 1 to 10");
+    bench
+        .run(&["train", "job.toml", "--epochs", "0"])
+        .failed(65, "`--epochs`: `train.epochs`: must be from 1 to 10");
     bench.run(&["train", "job.toml", "--set", "lora.use_dora=true"]).failed(65, "DoRA is not supported yet");
 }
 

@@ -1,5 +1,8 @@
 //! The built binary from the outside: what it prints, where, and the code it exits with.
 
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+mod adapter;
 mod config;
 mod jobs;
 mod support;

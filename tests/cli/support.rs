@@ -33,7 +33,10 @@ impl Ran {
     /// Asserts the exit code and that standard error has a text.
     #[track_caller]
     pub(crate) fn failed(&self, code: i32, stderr: &str) -> &Self {
-        assert!(self.code == code && self.stderr.contains(stderr), "expected {code} and {stderr:?}, got {self:?}");
+        assert!(
+            self.code == code && self.stderr.contains(stderr),
+            "expected {code} and {stderr:?}, got {self:?}"
+        );
         assert!(!self.stderr.contains("panicked"), "{self:?}");
         self
     }
@@ -135,6 +138,8 @@ pub(crate) fn small_job(extra: &str) -> String {
 /// So many prompt/completion rows.
 pub(crate) fn rows(count: usize) -> String {
     (0..count).fold(String::new(), |text, i| {
-        text + &format!("{{\"prompt\": \"Where is order {i}?\", \"completion\": \"Order {i} is on its way.\"}}\n")
+        text + &format!(
+            "{{\"prompt\": \"Where is order {i}?\", \"completion\": \"Order {i} is on its way.\"}}\n"
+        )
     })
 }

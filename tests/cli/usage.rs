@@ -21,7 +21,9 @@ fn help_has_every_command_examples_and_the_exit_codes() {
         assert!(ran.stdout.contains(code), "{code:?} is not in\n{}", ran.stdout);
     }
     assert!(!ran.stdout.contains('\u{1b}'), "no colours where there is no terminal");
-    for command in [&["train"][..], &["generate"], &["completions"], &["config", "show"], &["adapter", "inspect"]] {
+    for command in
+        [&["train"][..], &["generate"], &["completions"], &["config", "show"], &["adapter", "inspect"]]
+    {
         let ran = bench.run(&[command, &["--help"]].concat());
         assert!(ran.code == 0 && ran.stdout.contains("Usage: tunesmith"), "{ran:?}");
     }
@@ -87,7 +89,9 @@ fn bad_input_for_generate_is_told_before_a_model_is_loaded() {
     bench.run(&["generate", "--base", &base, "--messages", "no.json"]).failed(65, "`no.json` does not exist");
     let stdin = bench.run_with_stdin(&["generate", "--base", &base, "--prompt", "-"], b"\xff\xff");
     stdin.failed(65, "standard input is not valid UTF-8");
-    bench.run(&["generate", "--base", "./no/model", "--prompt", "a"]).failed(65, "`./no/model` does not exist");
+    bench
+        .run(&["generate", "--base", "./no/model", "--prompt", "a"])
+        .failed(65, "`./no/model` does not exist");
     bench
         .run(&["generate", "--base", &base, "--revision", "main", "--prompt", "a"])
         .failed(65, "only a Hugging Face repo id has revisions");
@@ -96,12 +100,8 @@ fn bad_input_for_generate_is_told_before_a_model_is_loaded() {
 #[test]
 fn a_reader_that_leaves_early_is_no_failure() {
     let bench = Bench::new();
-    let mut child = bench
-        .command(&["config", "schema"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        bench.command(&["config", "schema"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // Closing the pipe at once: whatever the program writes has no reader.
     drop(child.stdout.take());
     let mut stderr = String::new();
