@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 /// The folder of shared material: `TUNESMITH_SHARED`, or `../shared` beside the workspace. None, with one visible line,
 /// where there is none.
 pub(crate) fn shared() -> Option<PathBuf> {
+    static SAID: Once = Once::new();
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
     let dir = std::env::var_os("TUNESMITH_SHARED").map_or_else(beside, PathBuf::from);
     if dir.is_dir() {
         return Some(dir);
     }
-    static SAID: Once = Once::new();
     // Written past the test harness, which would hide it in a test that passes.
     SAID.call_once(|| {
         let line = format!(
