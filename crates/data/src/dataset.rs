@@ -70,6 +70,8 @@ pub struct DataReport {
     pub eos_appended: usize,
     /// Kept rows whose own text spells out a control token, such as `</s>`, and so becomes one.
     pub control_text: Counted,
+    /// Kept rows whose prompt the template renders differently at inference than inside the finished conversation.
+    pub prompt_differs: Counted,
     /// Columns that nothing reads.
     pub ignored_columns: BTreeSet<String>,
     /// Where the BOS token comes from.
@@ -187,6 +189,9 @@ impl<'a> Loader<'a> {
             report.eos_appended += usize::from(encoded.eos_appended);
             if encoded.control_text {
                 report.control_text.add(line);
+            }
+            if encoded.prompt_differs {
+                report.prompt_differs.add(line);
             }
             self.data.examples.push(encoded.example);
             self.data.fingerprints.push(read.fingerprint);

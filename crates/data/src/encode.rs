@@ -57,6 +57,9 @@ pub struct EncodedRow {
     pub eos_appended: bool,
     /// Whether the row's own text spells out a control token, which it then becomes.
     pub control_text: bool,
+    /// Whether the template renders the prompt of the last trained turn differently when the answer is still to come,
+    /// so that inference starts from another text than training (a template that drops the system message, say).
+    pub prompt_differs: bool,
 }
 
 /// Tokenizer, chat template and stop ids of one model.
@@ -81,6 +84,8 @@ struct Conversation {
     turns: Vec<Turn>,
     /// The conversation ends with the last of `turns`.
     open_end: bool,
+    /// See [`EncodedRow::prompt_differs`].
+    prompt_differs: bool,
 }
 
 impl Encoder {
@@ -230,6 +235,7 @@ impl Encoder {
             boundary_merged: found.merged,
             eos_appended,
             control_text: self.spells_control([prompt, completion]),
+            prompt_differs: false,
         })
     }
 
@@ -264,6 +270,7 @@ impl Encoder {
             boundary_merged: found.merged,
             eos_appended,
             control_text: self.spells_control(messages.iter().map(|m| m.content.as_str())),
+            prompt_differs: conversation.prompt_differs,
         })
     }
 
@@ -351,12 +358,17 @@ fn marked_turns(template: &ChatTemplate, messages: &[Message]) -> Result<Convers
     if spans != assistants.len() && assistants.iter().any(|m| !m.trained) {
         return Err(RowError::WeightSpans { spans, turns: assistants.len() });
     }
+    let last = messages.iter().rposition(|m| m.is_assistant() && m.trained);
+    let prompt = last.map(|i| template.render(&messages[..i], true));
+    // A template that refuses to render the prompt alone cannot be asked for the answer either.
+    let prompt_differs = prompt.is_some_and(|p| !p.is_ok_and(|p| rendered.text.starts_with(p.text.as_str())));
     let weights = assistants.iter().map(|m| m.trained).chain(std::iter::repeat(true));
     let turns = rendered.spans.into_iter().zip(weights).map(|(range, trained)| Turn { range, trained });
     Ok(Conversation {
         text: rendered.text,
         turns: turns.collect(),
         open_end: messages.last().is_some_and(Message::is_assistant),
+        prompt_differs,
     })
 }
 
@@ -384,5 +396,5 @@ fn prefix_turns(template: &ChatTemplate, messages: &[Message]) -> Result<Convers
         turns.push(Turn { range: before.len()..end, trained: true });
     }
     let open_end = messages.last().is_some_and(|m| m.is_assistant() && m.trained);
-    Ok(Conversation { text, turns, open_end })
+    Ok(Conversation { text, turns, open_end, prompt_differs: false })
 }

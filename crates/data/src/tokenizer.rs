@@ -33,6 +33,8 @@ pub struct TextTokenizer {
     eos: Option<(u32, String)>,
     /// Texts that turn into control tokens wherever they stand.
     control: Vec<String>,
+    /// First bytes of `control`, each once.
+    control_starts: Vec<u8>,
     max_id: (u32, String),
 }
 
@@ -74,10 +76,12 @@ impl TextTokenizer {
             .map(|token| token.content.clone())
             .collect();
         control.sort_unstable();
+        let mut control_starts: Vec<u8> = control.iter().map(|token| token.as_bytes()[0]).collect();
+        control_starts.dedup();
         let max_id = inner.get_vocab(true).into_iter().map(|(token, id)| (id, token)).max();
         let max_id =
             max_id.ok_or_else(|| Error::tokenizer(&path, "the vocabulary is empty; fetch it again"))?;
-        let mut this = Self { inner, path, special, bos: None, eos: None, control, max_id };
+        let mut this = Self { inner, path, special, bos: None, eos: None, control, control_starts, max_id };
         this.bos = this.resolve("bos_token", &config)?;
         this.eos = this.resolve("eos_token", &config)?;
         Ok(this)
@@ -185,7 +189,12 @@ impl TextTokenizer {
 
     /// The first control token that `text` spells out. Such text becomes the control token itself.
     pub fn control_token_in(&self, text: &str) -> Option<&str> {
-        self.control.iter().map(String::as_str).find(|token| text.contains(token))
+        // Some tokenizers have hundreds of control tokens, nearly all with the same first byte.
+        let bytes = text.as_bytes();
+        let starts = |b: &u8| self.control_starts.contains(b);
+        let mut places = bytes.iter().enumerate().filter(|(_, b)| starts(b)).map(|(i, _)| &bytes[i..]);
+        let spelled = places.find_map(|rest| self.control.iter().find(|t| rest.starts_with(t.as_bytes())));
+        spelled.map(String::as_str)
     }
 }
 

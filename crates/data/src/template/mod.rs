@@ -19,8 +19,8 @@ use crate::rows::Message;
 /// The most text one rendering may produce, in bytes.
 const MAX_RENDERED_BYTES: usize = 256 << 20;
 /// Steps of the template engine per rendering (one per instruction and per 64 bytes handled): a template that loops
-/// without end fails instead of hanging. A template that walks every character of a 1 MB message uses about half.
-const FUEL: u64 = 20_000_000;
+/// without end fails instead of hanging. It also bounds the memory of a rendering, to half a gigabyte.
+const FUEL: u64 = 8_000_000;
 const NAME: &str = "chat_template";
 
 /// The special tokens a template can name, as `(key, text)`, such as `("bos_token", "<s>")`.

@@ -1,0 +1,43 @@
+//! A model folder to vary: the shipped base model's tokenizer with another template or other special tokens.
+#![allow(dead_code, unreachable_pub)]
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tunesmith_data::{Encoder, Error, Now, TemplateChoice};
+
+pub const EOS: u32 = 4093;
+
+pub fn base() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/support-base-4m")
+}
+
+/// The shipped model's encoder.
+pub fn encoder(choice: TemplateChoice) -> Encoder {
+    Encoder::from_dir(&base(), choice, &[4089, EOS], Now::date(2024, 7, 26)).unwrap()
+}
+
+/// A folder with the shipped tokenizer after `edit` changed its configuration.
+pub fn folder(edit: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(base().join("tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+    let config = std::fs::read(base().join("tokenizer_config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    edit(&mut config);
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    dir
+}
+
+/// An encoder with `template` in place of the model's own.
+pub fn with_template(template: &str) -> Result<Encoder, Error> {
+    let dir = folder(|config| config["chat_template"] = json!(template));
+    Encoder::from_dir(dir.path(), TemplateChoice::Chat, &[4089, EOS], Now::date(2024, 7, 26))
+}
+
+/// A file `data.jsonl` with these bytes.
+pub fn data(bytes: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.jsonl");
+    std::fs::write(&path, bytes).unwrap();
+    (dir, path)
+}
