@@ -9,7 +9,7 @@ use std::thread::LocalKey;
 use rayon::prelude::*;
 
 use super::micro::{MAX_TILE, Out, Tile};
-use super::pack::pack_panel;
+use super::pack;
 use super::row::dot;
 use super::simd::multiversion;
 
@@ -19,6 +19,8 @@ const KC: usize = 512;
 const NC: usize = 4096;
 /// Tiles of rows that one task packs at a time.
 const ROW_TILES: usize = 8;
+/// Panels of B that one task packs.
+const PANELS: usize = 8;
 /// Products below this many multiply-adds are not worth a second thread.
 const SERIAL_BELOW: usize = 1 << 18;
 
@@ -166,17 +168,26 @@ fn pack_b(
     packed: &mut [f32],
     threads: usize,
 ) {
-    let one = |(panel, out): (usize, &mut [f32])| {
-        let j = panel * tile.nr;
-        let width = tile.panel_width(j, nc);
-        let src = &b.data[(jc + j) * b.col_stride + pc * b.row_stride..];
-        pack_panel(src, b.col_stride, b.row_stride, width.min(nc - j), kc, width, out);
+    let group = PANELS * tile.nr;
+    let one = |(g, out): (usize, &mut [f32])| {
+        let j = g * group;
+        let columns = group.min(nc - j);
+        let data = &b.data[(jc + j) * b.col_stride + pc * b.row_stride..];
+        let block = pack::Block {
+            data,
+            row_stride: b.col_stride,
+            depth_stride: b.row_stride,
+            rows: columns,
+            depth: kc,
+        };
+        let last = tile.panel_width((columns - 1) / tile.nr * tile.nr, columns);
+        block.pack(tile.nr, if j + columns == nc { last } else { tile.nr }, out);
     };
     let packed = &mut packed[..nc.div_ceil(tile.nr) * tile.nr * kc];
     if threads == 1 {
-        packed.chunks_mut(tile.nr * kc).enumerate().for_each(one);
+        packed.chunks_mut(group * kc).enumerate().for_each(one);
     } else {
-        packed.par_chunks_mut(tile.nr * kc).enumerate().for_each(one);
+        packed.par_chunks_mut(group * kc).enumerate().for_each(one);
     }
 }
 
@@ -249,11 +260,14 @@ impl Block<'_> {
     ) {
         let Tile { mr, nr, .. } = self.tile;
         let kc = self.kc;
-        for (t, out) in packed.chunks_mut(mr * kc).take(rows.div_ceil(mr)).enumerate() {
-            let i = i0 + t * mr;
-            let src = &self.a.data[i * self.a.row_stride + self.pc * self.a.col_stride..];
-            pack_panel(src, self.a.row_stride, self.a.col_stride, mr.min(i0 + rows - i), kc, mr, out);
-        }
+        let block = pack::Block {
+            data: &self.a.data[i0 * self.a.row_stride + self.pc * self.a.col_stride..],
+            row_stride: self.a.row_stride,
+            depth_stride: self.a.col_stride,
+            rows,
+            depth: kc,
+        };
+        block.pack(mr, mr, packed);
         let mut edge = [0f32; MAX_TILE];
         for j in (j0..j0 + cols).step_by(nr) {
             let width = self.tile.panel_width(j, self.nc);
