@@ -31,12 +31,6 @@ pub enum CliError {
         /// What else may help.
         hint: Option<String>,
     },
-    /// Loss or gradients stopped being numbers.
-    #[error("{message}")]
-    Numeric {
-        /// The step and the rows.
-        message: String,
-    },
     /// The device asked for is not there.
     #[error("{0}")]
     Device(String),
@@ -56,8 +50,20 @@ pub enum CliError {
     /// A model or adapter that cannot be used.
     #[error(transparent)]
     Model(#[from] tunesmith_model::Error),
+    /// Rows, a tokenizer or a chat template that cannot be used.
+    #[error(transparent)]
+    Data(#[from] tunesmith_data::Error),
+    /// A prompt that cannot be rendered or tokenised.
+    #[error("the prompt cannot be used: {0}")]
+    Prompt(#[from] tunesmith_data::RowError),
+    /// Training stopped.
+    #[error(transparent)]
+    Train(#[from] tunesmith_train::Error),
+    /// Generation stopped.
+    #[error(transparent)]
+    Infer(#[from] tunesmith_infer::Error),
     /// Stopped by Ctrl-C or a termination signal.
-    #[error("stopped before the end; no adapter was written")]
+    #[error("stopped before the end")]
     Cancelled,
     /// A bug.
     #[error("internal error: {0}")]
@@ -72,7 +78,7 @@ pub const EXIT_CODES: [(u8, &str); 8] = [
         65,
         "the job file, data, model or adapter is wrong, or the loss stopped being a number; the same input fails again",
     ),
-    (69, "the device asked for is not there"),
+    (69, "the device asked for is not there, or its memory is too small"),
     (70, "internal error: a bug"),
     (74, "a file could not be read or written: disk full, no permission"),
     (75, "checkpointed; run it again to go on"),
@@ -91,13 +97,18 @@ impl CliError {
 
     /// The I/O error behind a refusal of the file system, where that and not its content is the trouble.
     fn io(&self) -> Option<&io::Error> {
+        use tunesmith_model::Error as Model;
         match self {
-            Self::JobDir(e) => e.io(),
-            Self::Io { source, .. }
-            | Self::Model(tunesmith_model::Error::Io { source, .. })
+            Self::JobDir(e) => return e.io(),
+            Self::Io { source, .. } => return Some(source),
+            Self::Model(Model::Io { source, .. })
+            | Self::Data(tunesmith_data::Error::Io { source, .. })
+            | Self::Train(tunesmith_train::Error::Model(Model::Io { source, .. }))
+            | Self::Infer(tunesmith_infer::Error::Model(Model::Io { source, .. }))
             | Self::Spec(SpecError::Read { source, .. }) => Some(source),
             _ => None,
         }
+        // A file that the user named and that is not there is wrong input.
         .filter(|e| !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData))
     }
 
@@ -108,40 +119,41 @@ impl CliError {
             Self::Cancelled => 130,
             _ => match self.class() {
                 "io" => 74,
-                "device" => 69,
+                "device" | "memory" => 69,
                 "internal" => 70,
                 _ => 65,
             },
         }
     }
 
-    /// Cause class of a failed job: what a supervisor decides on.
+    /// Cause class of a failed job, which a supervisor decides on: `data`, `memory`, `numeric`, `io`, `device`,
+    /// `internal` (or `cancelled`).
     pub fn class(&self) -> &'static str {
-        match self {
-            Self::JobDir(_) | Self::Io { .. } => "io",
-            Self::Model(_) | Self::Spec(_) if self.io().is_some() => "io",
-            Self::Usage { .. } | Self::Spec(_) | Self::Input { .. } | Self::Model(_) => "data",
-            Self::Numeric { .. } => "numeric",
-            Self::Device(_) => "device",
-            Self::Cancelled => "cancelled",
-            Self::Internal(_) => "internal",
-        }
+        self.kind().0
     }
 
     /// Error code: finer than the class, stable, for programs.
     pub fn code(&self) -> &'static str {
+        self.kind().1
+    }
+
+    fn kind(&self) -> (&'static str, &'static str) {
+        if let Some(source) = self.io() {
+            return ("io", if is_disk_full(source) { "disk_full" } else { "io_error" });
+        }
         match self {
-            _ if self.io().is_some_and(is_disk_full) => "disk_full",
-            _ if self.class() == "io" => "io_error",
-            Self::Usage { .. } => "invalid_usage",
-            Self::Spec(_) => "invalid_config",
-            Self::Input { code, .. } => code,
-            Self::Model(_) => "unsupported_model",
-            Self::Numeric { .. } => "non_finite_loss",
-            Self::Device(_) => "device_missing",
-            Self::JobDir(_) | Self::Io { .. } => "io_error",
-            Self::Cancelled => "cancelled",
-            Self::Internal(_) => "internal_error",
+            Self::Usage { .. } => ("data", "invalid_usage"),
+            Self::Spec(_) => ("data", "invalid_config"),
+            Self::Input { code, .. } => ("data", code),
+            Self::Device(_) => ("device", "device_missing"),
+            Self::JobDir(_) | Self::Io { .. } => ("io", "io_error"),
+            Self::Model(e) | Self::Infer(tunesmith_infer::Error::Model(e)) => model_kind(e),
+            Self::Data(e) => data_kind(e),
+            Self::Train(e) => train_kind(e),
+            Self::Infer(tunesmith_infer::Error::NotFinite { .. }) => ("numeric", "non_finite_output"),
+            Self::Prompt(_) | Self::Infer(_) => ("data", "invalid_prompt"),
+            Self::Cancelled => ("cancelled", "cancelled"),
+            Self::Internal(_) => INTERNAL,
         }
     }
 
@@ -153,10 +165,14 @@ impl CliError {
             Self::Spec(SpecError::Problems(_)) => {
                 Some("`tunesmith config schema` lists every key and what it accepts".to_owned())
             }
-            Self::Numeric { .. } => {
-                Some("a lower `train.learning_rate` or `train.max_grad_norm` usually helps".to_owned())
-            }
             Self::Device(_) => Some("`device = \"cpu\"` always works".to_owned()),
+            Self::Train(tunesmith_train::Error::LossNotFinite { .. }) => {
+                Some("look at the rows, or lower `train.learning_rate` or `train.max_grad_norm`".to_owned())
+            }
+            _ if self.class() == "memory" => Some(
+                "a smaller `train.micro_batch_size`, or `train.recompute = \"min\"`, needs less memory"
+                    .to_owned(),
+            ),
             _ if self.code() == "disk_full" => Some(full.to_owned()),
             Self::JobDir(_) => Some("TUNESMITH_HOME chooses the directory that jobs are kept in".to_owned()),
             Self::Internal(_) => Some("please report this with the command and the job file".to_owned()),
@@ -178,5 +194,56 @@ impl CliError {
             cause = error.source();
         }
         text
+    }
+}
+
+const INTERNAL: (&str, &str) = ("internal", "internal_error");
+
+fn ops_kind(error: &tunesmith_ops::Error) -> (&'static str, &'static str) {
+    match error {
+        tunesmith_ops::Error::OutOfMemory { .. } => ("memory", "insufficient_memory"),
+        tunesmith_ops::Error::TokenOutOfRange { .. } => ("data", "unsupported_model"),
+        _ => INTERNAL,
+    }
+}
+
+fn model_kind(error: &tunesmith_model::Error) -> (&'static str, &'static str) {
+    match error {
+        tunesmith_model::Error::Ops(e) => ops_kind(e),
+        tunesmith_model::Error::Internal(_) => INTERNAL,
+        tunesmith_model::Error::Lora { .. } => ("data", "invalid_config"),
+        tunesmith_model::Error::Adapter { .. } => ("data", "invalid_adapter"),
+        _ => ("data", "unsupported_model"),
+    }
+}
+
+fn data_kind(error: &tunesmith_data::Error) -> (&'static str, &'static str) {
+    use tunesmith_data::{Error, RowError};
+    let code = match error {
+        Error::NoRows { .. } => "too_few_examples",
+        Error::AllOverLong { .. } => "example_too_long",
+        Error::ZeroTrainable { .. } => "zero_trainable_tokens",
+        Error::Row { source: RowError::NoPrompt { .. } | RowError::NoCompletion { .. }, .. } => {
+            "missing_column"
+        }
+        Error::Row { .. } | Error::MixedShapes { .. } | Error::Io { .. } | Error::IsDirectory { .. } => {
+            "invalid_file_format"
+        }
+        _ => "unsupported_model",
+    };
+    ("data", code)
+}
+
+fn train_kind(error: &tunesmith_train::Error) -> (&'static str, &'static str) {
+    use tunesmith_train::Error;
+    match error {
+        Error::LossNotFinite { .. } | Error::GradientNotFinite { .. } | Error::EvaluationNotFinite { .. } => {
+            ("numeric", "non_finite_loss")
+        }
+        Error::Model(e) => model_kind(e),
+        Error::Ops(e) => ops_kind(e),
+        Error::NoTrainedTokens { .. } => ("data", "zero_trainable_tokens"),
+        Error::Observer(_) => INTERNAL,
+        _ => ("data", "invalid_config"),
     }
 }

@@ -38,8 +38,24 @@ impl Progress {
         Self { mode, rate: Rate::default() }
     }
 
-    /// `done` of `total` bytes of weights are read. The last call, with `done == total`, takes the bar away.
-    pub fn loading(&mut self, done: u64, total: u64) {
+    /// `done` of `total` tensors of the base model are read.
+    pub fn loading(&mut self, done: usize, total: usize) {
+        self.bar(done as u64, total as u64, "loading the model {bar:30} {pos}/{len} tensors");
+    }
+
+    /// `done` of `total` bytes of a file are downloaded.
+    pub fn download(&mut self, file: &str, done: u64, total: u64) {
+        if done == 0 && matches!(self.mode, Mode::Plain { .. }) {
+            out::note(&format!("downloading {file} ({} bytes)", thousands(total as usize)));
+        }
+        self.bar(done, total, "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
+        if let Mode::Bar { bar: Some(bar) } = &self.mode {
+            bar.set_message(file.to_owned());
+        }
+    }
+
+    /// Moves a bar that goes away when it is full.
+    fn bar(&mut self, done: u64, total: u64, template: &str) {
         let Mode::Bar { bar } = &mut self.mode else { return };
         if done >= total {
             if let Some(bar) = bar.take() {
@@ -47,8 +63,7 @@ impl Progress {
             }
             return;
         }
-        let bar = bar.get_or_insert_with(|| new_bar(total, "loading {bar:30} {bytes}/{total_bytes}"));
-        bar.set_position(done);
+        bar.get_or_insert_with(|| new_bar(total, template)).set_position(done);
     }
 
     /// Shows an event of the run.

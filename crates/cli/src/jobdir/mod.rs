@@ -12,20 +12,21 @@
 mod clock;
 mod events;
 mod files;
+mod freeze;
 mod home;
 mod id;
 mod result;
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 pub use clock::{rfc3339, rfc3339_now};
 pub use events::EventLog;
 pub use files::{hex, io_words, is_disk_full, sha256_file, sync_dir, write_atomic};
+pub use freeze::{Freezer, FrozenFile};
 pub use home::{home, home_from};
 pub use result::{Failure, JobResult, Preview, Status};
 
@@ -103,19 +104,6 @@ pub struct SpecFile<S> {
     pub spec: S,
 }
 
-/// One frozen file of `data/`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FrozenFile {
-    /// File name below `data/`.
-    pub file: String,
-    /// Rows in it.
-    pub rows: usize,
-    /// Bytes in it.
-    pub bytes: u64,
-    /// Hex digest of its bytes.
-    pub sha256: String,
-}
-
 /// A file that rows were taken from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceFile {
@@ -123,10 +111,8 @@ pub struct SourceFile {
     pub path: PathBuf,
     /// Hex digest of its bytes when read.
     pub sha256: String,
-    /// Rows read.
-    pub rows: usize,
-    /// Rows left out because they are longer than the limit, by line.
-    pub dropped_over_long_lines: Vec<usize>,
+    /// What became of its rows: how many were read, kept, dropped and why.
+    pub report: serde_json::Value,
 }
 
 /// `data/manifest.json`.
@@ -198,32 +184,11 @@ impl JobDir {
         EventLog::create(&self.path.join("events.jsonl"))
     }
 
-    /// Writes rows to `data/<part>.jsonl`, each with a newline, and returns what the manifest says of them.
-    pub fn freeze<R: AsRef<[u8]>>(
-        &self,
-        part: &str,
-        rows: impl IntoIterator<Item = R>,
-    ) -> Result<FrozenFile, JobDirError> {
+    /// Begins `data/<part>.jsonl`, the frozen copy of a part of the rows.
+    pub fn freeze(&self, part: &str) -> Result<Freezer, JobDirError> {
         let dir = self.path.join("data");
         fs::create_dir_all(&dir).map_err(JobDirError::at("create", &dir))?;
-        let name = format!("{part}.jsonl");
-        let path = dir.join(&name);
-        let mut file = io::BufWriter::new(File::create(&path).map_err(JobDirError::at("create", &path))?);
-        let mut frozen = FrozenFile { file: name, rows: 0, bytes: 0, sha256: String::new() };
-        let mut digest = Sha256::new();
-        for row in rows {
-            let row = row.as_ref();
-            for piece in [row, b"\n"] {
-                file.write_all(piece).map_err(JobDirError::at("write", &path))?;
-                digest.update(piece);
-                frozen.bytes += piece.len() as u64;
-            }
-            frozen.rows += 1;
-        }
-        let file = file.into_inner().map_err(|e| JobDirError::at("write", &path)(e.into_error()))?;
-        file.sync_all().map_err(JobDirError::at("write", &path))?;
-        frozen.sha256 = hex(&digest.finalize());
-        Ok(frozen)
+        Freezer::create(&dir, part)
     }
 
     /// Writes `data/manifest.json`; on return it is on disk, and with it the names of the files it lists.

@@ -21,7 +21,7 @@ pub enum Status {
 /// Why a job failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// Cause class: `data`, `numeric`, `device`, `io`, `internal`.
+    /// Cause class: `data`, `memory`, `numeric`, `io`, `device`, `internal`.
     pub class: String,
     /// Error code, finer than the class.
     pub code: String,
@@ -69,7 +69,7 @@ pub struct JobResult {
     pub steps: usize,
     /// Optimizer steps planned; 0 when it never came to a plan.
     pub total_steps: usize,
-    /// Loss of the last step.
+    /// Loss of the last epoch's steps, weighted by their trained tokens; of the last step when it did not finish.
     pub train_loss: Option<f64>,
     /// Loss on the held-out rows before the first step.
     pub initial_validation_loss: Option<f64>,

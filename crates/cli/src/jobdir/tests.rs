@@ -15,7 +15,10 @@ fn a_job_directory_holds_what_was_written() {
     assert_eq!((spec.format_version, spec.id.as_str()), (FORMAT_VERSION, job.id()));
     assert_eq!(spec.spec, json!({ "base": "b" }));
 
-    let frozen = job.freeze("train", ["{\"a\":1}", "{\"a\":2}"]).unwrap();
+    let mut rows = job.freeze("train").unwrap();
+    rows.push(b"{\"a\":1}").unwrap();
+    rows.push(b"{\"a\":2}").unwrap();
+    let frozen = rows.finish().unwrap();
     assert_eq!(read(job.path().join("data/train.jsonl")), "{\"a\":1}\n{\"a\":2}\n");
     assert_eq!((frozen.rows, frozen.bytes), (2, 16));
     assert_eq!(frozen.sha256, sha256_file(&job.path().join("data/train.jsonl")).unwrap());

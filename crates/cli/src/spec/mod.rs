@@ -10,6 +10,7 @@ mod value;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use tunesmith_data::TemplateChoice;
 use tunesmith_model::peft::LoraConfig;
 use tunesmith_train::TrainConfig;
 
@@ -43,18 +44,6 @@ pub struct JobSpec {
     pub preview: PreviewSpec,
 }
 
-/// Whether rows go through the model's chat template.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Template {
-    /// `chat` when the model has a template, `none` otherwise.
-    Auto,
-    /// Render through the chat template.
-    Chat,
-    /// Join prompt and completion as they are.
-    None,
-}
-
 /// `[data]`: what is learnt from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -72,7 +61,7 @@ pub struct DataSpec {
     /// Column of the chat messages.
     pub messages_column: Option<String>,
     /// Whether rows go through the chat template.
-    pub template: Template,
+    pub template: TemplateChoice,
     /// Longest document in tokens.
     pub max_seq_length: Option<usize>,
     /// Seed of the split.
@@ -115,7 +104,7 @@ impl Default for DataSpec {
             prompt_column: None,
             completion_column: None,
             messages_column: None,
-            template: Template::Auto,
+            template: TemplateChoice::Auto,
             max_seq_length: None,
             seed: 0,
         }

@@ -1,14 +1,24 @@
 //! Where the commands meet the engine: models, data, training and generation.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+mod base;
+mod data;
+mod generate;
+mod preview;
+mod train;
 
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
 use tunesmith_train::Event;
 
 use crate::error::CliError;
 use crate::jobdir::{EventLog, JobDir, JobResult};
 use crate::progress::Progress;
 use crate::spec::{JobSpec, is_repo_id};
+
+pub use generate::generate;
+pub use train::train;
 
 /// A training run: what it is told, and where it says how it goes.
 #[derive(Debug)]
@@ -38,16 +48,33 @@ impl<'a> Run<'a> {
         Self { spec, job, cancel, progress: Progress::new(quiet), result, log: None }
     }
 
+    /// Whether somebody asked the run to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+
+    /// [`CliError::Cancelled`] if somebody asked the run to stop.
+    fn check_cancelled(&self) -> Result<(), CliError> {
+        if self.is_cancelled() { Err(CliError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Adds a line to `events.jsonl`, which the first line makes.
+    fn log(&mut self, event: &impl Serialize) -> Result<(), CliError> {
+        let mut log = match self.log.take() {
+            Some(log) => log,
+            None => self.job.events()?,
+        };
+        let appended = log.append(event);
+        self.log = Some(log);
+        Ok(appended?)
+    }
+
     /// Logs an event, shows it and keeps what the result needs of it.
     ///
     /// # Errors
     /// [`CliError::JobDir`] when the log cannot be written; the run should stop then.
     pub fn event(&mut self, event: &Event) -> Result<(), CliError> {
-        let log = match &mut self.log {
-            Some(log) => log,
-            None => self.log.insert(self.job.events()?),
-        };
-        log.append(event)?;
+        self.log(event)?;
         match event {
             Event::Plan { total_steps, .. } => self.result.total_steps = *total_steps,
             Event::Step { step, loss, .. } => {
@@ -55,7 +82,8 @@ impl<'a> Run<'a> {
                 self.result.train_loss = Some(*loss);
             }
             Event::Evaluation { step, loss, .. } => {
-                log.sync()?;
+                // What took an evaluation to reach is worth keeping through a power cut.
+                self.log.as_ref().map_or(Ok(()), EventLog::sync)?;
                 if *step == 0 {
                     self.result.initial_validation_loss = Some(*loss);
                 }
@@ -84,6 +112,15 @@ pub enum Source {
 }
 
 impl Source {
+    /// The base of a loaded job, whose directory is absolute already.
+    pub fn of_job(spec: &JobSpec) -> Self {
+        let dir = Path::new(&spec.base);
+        if dir.is_absolute() {
+            return Self::Dir(dir.to_owned());
+        }
+        Self::Repo { id: spec.base.clone(), revision: spec.revision.clone(), offline: spec.offline }
+    }
+
     /// Takes what a user wrote as a directory if there is one, as a repo id otherwise.
     ///
     /// # Errors
@@ -152,27 +189,4 @@ pub struct Generated {
     pub completion_tokens: usize,
     /// Wall time of generating.
     pub seconds: f64,
-}
-
-/// Trains: reads the data into the job directory, trains, leaves the adapter in it, fills in `run.result`.
-///
-/// # Errors
-/// [`CliError::Cancelled`] when stopped through `run.cancel`.
-pub fn train(run: &mut Run<'_>) -> Result<(), CliError> {
-    let _ = run;
-    Err(CliError::Internal("training is not part of this build".to_owned()))
-}
-
-/// Generates a reply, giving each piece of text to `emit` as soon as it is certain.
-///
-/// # Errors
-/// [`CliError::Cancelled`] when stopped through `cancel`; whatever `emit` returns.
-pub fn generate(
-    request: &GenerateRequest,
-    progress: &mut Progress,
-    cancel: &AtomicBool,
-    emit: &mut dyn FnMut(&str) -> Result<(), CliError>,
-) -> Result<Generated, CliError> {
-    let _ = (request, progress, cancel, emit);
-    Err(CliError::Internal("generation is not part of this build".to_owned()))
 }

@@ -1,0 +1,58 @@
+//! The base model: found, read, with its tokenizer.
+
+use std::path::PathBuf;
+
+use tunesmith_data::{Encoder, Now, TemplateChoice};
+use tunesmith_model::hub::{self, HubOptions};
+use tunesmith_model::peft::LoraConfig;
+use tunesmith_model::{Checkpoint, Decoder, ModelConfig};
+use tunesmith_ops::RefKernels;
+
+use super::Source;
+use crate::error::CliError;
+use crate::progress::Progress;
+
+/// A base model whose files are here and make sense; its weights are not read yet.
+#[derive(Debug)]
+pub(super) struct Base {
+    /// Its directory.
+    pub(super) dir: PathBuf,
+    /// Its sizes.
+    pub(super) config: ModelConfig,
+    /// Tokenizer, chat template, stop tokens.
+    pub(super) encoder: Encoder,
+}
+
+impl Base {
+    /// Finds the model, downloading it if it must, and reads everything small.
+    pub(super) fn open(
+        source: &Source,
+        template: TemplateChoice,
+        progress: &mut Progress,
+    ) -> Result<Self, CliError> {
+        let dir = match source {
+            Source::Dir(dir) => dir.clone(),
+            Source::Repo { id, revision, offline } => {
+                let from_env = HubOptions::from_env();
+                let offline = *offline || from_env.offline;
+                let options = HubOptions { revision: revision.clone(), offline, ..from_env };
+                hub::resolve(id, &options, &mut |d| progress.download(d.file, d.done, d.total))?
+            }
+        };
+        let config = ModelConfig::from_dir(&dir)?;
+        let encoder = Encoder::from_dir(&dir, template, &config.eos_token_ids, Now::utc())?;
+        encoder.tokenizer().check_vocab_size(config.vocab_size)?;
+        Ok(Self { dir, config, encoder })
+    }
+
+    /// Reads the weights.
+    pub(super) fn load(
+        &self,
+        lora: Option<&LoraConfig>,
+        progress: &mut Progress,
+    ) -> Result<Decoder<RefKernels>, CliError> {
+        let checkpoint = Checkpoint::open(&self.dir)?;
+        let mut show = |done, total| progress.loading(done, total);
+        Ok(Decoder::load(RefKernels, self.config.clone(), &checkpoint, lora, &mut show)?)
+    }
+}
