@@ -47,7 +47,7 @@ fn without_any_home_the_way_out_is_named() {
 
 /// No file may grow beyond so many bytes: what a disk that fills up looks like to the program.
 #[cfg(unix)]
-fn with_file_limit(bench: &Bench, blocks: u32, args: &str) -> crate::support::Ran {
+pub(crate) fn with_file_limit(bench: &Bench, blocks: u32, args: &str) -> crate::support::Ran {
     let binary = env!("CARGO_BIN_EXE_tunesmith");
     let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec {binary} {args}");
     let mut shell = std::process::Command::new("sh");

@@ -4,6 +4,9 @@
 
 mod adapter;
 mod config;
+mod generate;
 mod jobs;
+mod keys;
 mod support;
+mod train;
 mod usage;

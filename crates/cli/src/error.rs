@@ -95,21 +95,27 @@ impl CliError {
         Self::Internal(text.unwrap_or("the program panicked").to_owned())
     }
 
-    /// The I/O error behind a refusal of the file system, where that and not its content is the trouble.
-    fn io(&self) -> Option<&io::Error> {
+    /// The I/O error behind this one.
+    fn cause(&self) -> Option<&io::Error> {
         use tunesmith_model::Error as Model;
         match self {
-            Self::JobDir(e) => return e.io(),
-            Self::Io { source, .. } => return Some(source),
-            Self::Model(Model::Io { source, .. })
+            Self::JobDir(e) => e.io(),
+            Self::Io { source, .. }
+            | Self::Model(Model::Io { source, .. })
             | Self::Data(tunesmith_data::Error::Io { source, .. })
             | Self::Train(tunesmith_train::Error::Model(Model::Io { source, .. }))
             | Self::Infer(tunesmith_infer::Error::Model(Model::Io { source, .. }))
             | Self::Spec(SpecError::Read { source, .. }) => Some(source),
             _ => None,
         }
-        // A file that the user named and that is not there is wrong input.
-        .filter(|e| !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData))
+    }
+
+    /// The I/O error where the file system refused, and not what the user gave is the trouble: a named file that
+    /// is not there is wrong input.
+    fn io(&self) -> Option<&io::Error> {
+        let ours = matches!(self, Self::JobDir(_) | Self::Io { .. });
+        self.cause()
+            .filter(|e| ours || !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData))
     }
 
     /// The process's exit code.
@@ -193,7 +199,8 @@ impl CliError {
             }
             cause = error.source();
         }
-        text
+        // One vocabulary for what a file system says, whichever crate met it.
+        self.cause().map_or(text.clone(), |e| text.replace(&e.to_string(), &io_words(e)))
     }
 }
 

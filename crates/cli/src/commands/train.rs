@@ -65,6 +65,15 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
         (outcome, written) => outcome.and(written),
     };
 
+    if let (true, Some(before), Some(after)) =
+        (outcome.is_ok(), result.initial_validation_loss, result.validation_loss)
+        && after > before
+    {
+        out::note(&format!(
+            "warning: the held-out loss went up, from {before:.4} to {after:.4}: the adapter makes the model worse on \
+             these rows; try a lower `train.learning_rate`"
+        ));
+    }
     // What the program says must agree with its exit code, also when only the result file failed.
     if let Err(error) = &outcome
         && result.status == Status::Success
