@@ -34,10 +34,10 @@ fn every_reply_has_the_format_and_repeats_its_slots() {
     for row in &rows {
         let RowContent::PromptCompletion { prompt, completion } = &row.content else { panic!("{row:?}") };
         let lines: Vec<&str> = completion.lines().collect();
-        let [category, order, reply] = lines[..] else { panic!("{completion}") };
+        let [category, product, reply] = lines[..] else { panic!("{completion}") };
         *categories.entry(category.strip_prefix("Category: ").unwrap().to_owned()).or_default() += 1;
-        let order = order.strip_prefix("Order: ").unwrap();
-        assert!(prompt.contains(order) && reply.contains(order) && reply.starts_with("Reply: "));
+        let product = product.strip_prefix("Product: ").unwrap();
+        assert!(prompt.contains(product) && reply.contains(product) && reply.starts_with("Reply: "));
         assert!(!completion.contains('{') && !prompt.contains('{'));
     }
     assert_eq!(categories.len(), 8);

@@ -1,4 +1,5 @@
-//! Support tickets made from phrases: a category to find, an order number and a product to repeat, a fixed format.
+//! Support tickets made from phrases: a category to find, a product to repeat, a fixed format. The order number is
+//! there to be passed over: copying digits is beyond a model of four million parameters.
 
 use std::collections::HashSet;
 
@@ -29,7 +30,7 @@ const INTENTS: [Intent; 8] = [
             "How long until my {p} arrives? Order {n}.",
             "Has order {n} with the {p} been sent?",
         ],
-        reply: "Sorry for the wait. Your {p} from order {n} will arrive in two days.",
+        reply: "Sorry for the wait. Your {p} will arrive in two days.",
     },
     Intent {
         category: "Refund",
@@ -45,7 +46,7 @@ const INTENTS: [Intent; 8] = [
             "I would like a refund for the {p}, number {n}.",
             "The refund of order {n} is missing. It was a {p}.",
         ],
-        reply: "We will pay back the {p} from order {n} in five days.",
+        reply: "We will pay you back for the {p} in five days.",
     },
     Intent {
         category: "Cancel",
@@ -61,7 +62,7 @@ const INTENTS: [Intent; 8] = [
             "Cancel my order {n} for the {p} please.",
             "I need to cancel order {n} today. It is a {p}.",
         ],
-        reply: "Done. Order {n} with the {p} is cancelled and costs you nothing.",
+        reply: "Done. The {p} is cancelled and costs you nothing.",
     },
     Intent {
         category: "Broken",
@@ -77,7 +78,7 @@ const INTENTS: [Intent; 8] = [
             "Something is wrong with my {p}, it is dead. Order {n}.",
             "The {p} broke on the first day. Order {n}.",
         ],
-        reply: "Sorry about that. We will send a new {p} for order {n} today.",
+        reply: "Sorry about that. We will send a new {p} today.",
     },
     Intent {
         category: "Wrong item",
@@ -93,7 +94,7 @@ const INTENTS: [Intent; 8] = [
             "Someone sent me the wrong item, not a {p}. Order {n}.",
             "There was a different thing in order {n}, not my {p}.",
         ],
-        reply: "Sorry for the mix up. Keep it, the right {p} for order {n} is on its way.",
+        reply: "Sorry for the mix up. Keep it, the right {p} is on its way.",
     },
     Intent {
         category: "Payment",
@@ -109,7 +110,7 @@ const INTENTS: [Intent; 8] = [
             "Can I pay for the {p} by card? Order {n}.",
             "I see two payments for order {n}, the {p}.",
         ],
-        reply: "We have checked the payment for order {n}. You pay for the {p} only once.",
+        reply: "We have checked it. You pay for the {p} only once.",
     },
     Intent {
         category: "Address",
@@ -125,7 +126,7 @@ const INTENTS: [Intent; 8] = [
             "How do I change the address for my {p}, order {n}?",
             "The street number for order {n} is wrong. It is a {p}.",
         ],
-        reply: "No problem. Send us the new address and the {p} from order {n} will go there.",
+        reply: "No problem. Send us the new address and the {p} will go there.",
     },
     Intent {
         category: "Bill",
@@ -141,7 +142,7 @@ const INTENTS: [Intent; 8] = [
             "The receipt for my {p} is missing. Order {n}.",
             "Could I get a receipt for order {n}, the {p}?",
         ],
-        reply: "The bill for the {p} from order {n} is in your email now.",
+        reply: "The bill for the {p} is in your email now.",
     },
 ];
 
@@ -169,7 +170,7 @@ pub fn tickets(rows: usize, seed: u64) -> String {
             continue;
         }
         let completion =
-            format!("Category: {}\nOrder: {number}\nReply: {}", intent.category, fill(intent.reply));
+            format!("Category: {}\nProduct: {product}\nReply: {}", intent.category, fill(intent.reply));
         // The texts hold nothing that JSON escapes but the line breaks.
         let completion = completion.replace('\n', "\\n");
         lines.push(format!("{{\"prompt\": \"{prompt}\", \"completion\": \"{completion}\"}}\n"));
