@@ -4,11 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::support::{Bench, Ran, root, rows, small_job};
-
-fn base() -> String {
-    root().join("tests/fixtures/support-base-4m").to_str().unwrap().to_owned()
-}
+use crate::support::{Bench, Ran, base, root, rows, small_job};
 
 const QUESTION: &str = "I need to find a restaurant in San Jose.";
 

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{Bench, read_json, root, rows};
+use crate::support::{Bench, base, read_json, root, rows};
 
 /// What can be seen of a run.
 #[derive(Debug, PartialEq)]
@@ -36,18 +36,16 @@ fn run(sets: &[&str]) -> Seen {
     bench.write("renamed.jsonl", renamed);
     bench.write("rows.jsonl", rows(10));
     bench.write("held.jsonl", rows(3));
-    let chat = |i: usize| {
-        format!(
-            "{{\"role\": \"user\", \"content\": \"{i}?\"}}, {{\"role\": \"assistant\", \"content\": \"{i}!\"}}"
-        )
-    };
-    bench
-        .write("turns.jsonl", (0..10).map(|i| format!("{{\"turns\": [{}]}}\n", chat(i))).collect::<String>());
-    let base = root().join("tests/fixtures/support-base-4m");
+    let turns = (0..10).fold(String::new(), |text, i| {
+        let user = format!("{{\"role\": \"user\", \"content\": \"{i}?\"}}");
+        text + &format!("{{\"turns\": [{user}, {{\"role\": \"assistant\", \"content\": \"{i}!\"}}]}}\n")
+    });
+    bench.write("turns.jsonl", turns);
+    let base = base();
     bench.write(
         "job.toml",
         format!(
-            "base = {base:?}\n[data]\ntrain = \"rows.jsonl\"\n[lora]\nr = 2\n\
+            "base = '{base}'\n[data]\ntrain = \"rows.jsonl\"\n[lora]\nr = 2\n\
              [train]\nepochs = 2\nbatch_size = 4\nlearning_rate = 1e-3\n"
         ),
     );

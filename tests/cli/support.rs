@@ -11,6 +11,11 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The shipped base model.
+pub(crate) fn base() -> String {
+    root().join("tests/fixtures/support-base-4m").to_str().unwrap().to_owned()
+}
+
 /// A scratch directory with a home for jobs, and the binary to run there.
 pub(crate) struct Bench {
     dir: tempfile::TempDir,
@@ -127,9 +132,9 @@ pub(crate) fn read_json(path: &Path) -> Value {
 
 /// A job file for the shipped model and `rows.jsonl` in the scratch directory, small enough to train in seconds.
 pub(crate) fn small_job(extra: &str) -> String {
-    let base = root().join("tests/fixtures/support-base-4m");
+    let base = base();
     format!(
-        "base = {base:?}\n[data]\ntrain = \"rows.jsonl\"\nmax_seq_length = 128\n\
+        "base = '{base}'\n[data]\ntrain = \"rows.jsonl\"\nmax_seq_length = 128\n\
          [lora]\nr = 2\ntarget_modules = [\"q_proj\", \"v_proj\"]\n\
          [train]\nepochs = 1\nbatch_size = 4\n{extra}"
     )

@@ -3,11 +3,7 @@
 use std::io::Read as _;
 use std::process::Stdio;
 
-use crate::support::{Bench, root};
-
-fn base() -> String {
-    root().join("tests/fixtures/support-base-4m").to_str().unwrap().to_owned()
-}
+use crate::support::{Bench, base};
 
 #[test]
 fn help_has_every_command_examples_and_the_exit_codes() {
