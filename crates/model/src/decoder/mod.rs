@@ -20,7 +20,7 @@ pub use workspace::{Keep, Workspace};
 
 use crate::ModelConfig;
 use crate::adapter::AdapterLayout;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use block::Block;
 
 /// Dropout of one optimizer step.
@@ -93,6 +93,10 @@ impl<K: Kernels> Decoder<K> {
     /// # Errors
     /// If there are not as many as the layout has, or the device fails.
     pub fn set_parameters(&mut self, values: &[f32]) -> Result<()> {
+        if values.len() != self.layout.len() {
+            let (given, needed) = (values.len(), self.layout.len());
+            return Err(Error::internal(format!("{given} LoRA parameters for a layout of {needed}")));
+        }
         self.kernels.write_full(values, &mut self.parameters, 0)?;
         self.refresh()
     }
