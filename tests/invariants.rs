@@ -10,7 +10,7 @@ mod common;
 use std::path::Path;
 
 use common::tiny_model::{TARGETS, TinyModel, batch, config, specs};
-use common::{Engine, examples, loss_and_gradients};
+use common::{Engine, examples, load, loss_and_gradients};
 use tunesmith_data::Example;
 use tunesmith_model::peft::{self, LoraConfig, PeftConfig};
 use tunesmith_model::{Keep, ModelCard};
@@ -309,4 +309,31 @@ fn training_lowers_the_loss() {
     assert_eq!(evaluations.len(), 11);
     let (first, last) = (evaluations[0].1, evaluations[10].1);
     assert!(last < 0.2 * first, "{first} to {last}");
+}
+
+/// Without an output projection nothing of a block's attention reaches the loss, and the run says so once.
+#[test]
+fn an_update_that_no_loss_reaches_is_warned_of() {
+    let whole = TinyModel::new(specs().remove(0), 3);
+    let mut weights = whole.weights.clone();
+    weights.get_mut("model.layers.0.self_attn.o_proj.weight").unwrap().data.fill(0.0);
+    let cut = TinyModel::with_weights(whole.spec.clone(), weights);
+    for (model, expected) in [(&whole, 0), (&cut, 1)] {
+        let data = rows(&model.spec, 6, 10, 12);
+        let mut engine = load(model.path(), Some(&config(&["q_proj"], 2, 4.0)));
+        engine.initialize(0).unwrap();
+        let mut trainer = Trainer::new(engine, &settings(), 0.0, &data).unwrap();
+        let mut events = Events(Vec::new());
+        train(&mut trainer, &data, &[], &settings(), &mut events).unwrap();
+        let warnings: Vec<&String> = events
+            .0
+            .iter()
+            .filter_map(|e| if let Event::Warning { message } = e { Some(message) } else { None })
+            .collect();
+        assert_eq!(warnings.len(), expected, "{warnings:?}");
+        assert!(
+            warnings.iter().all(|w| w.contains("1 of") && w.contains("layers.0.self_attn.q_proj")),
+            "{warnings:?}"
+        );
+    }
 }

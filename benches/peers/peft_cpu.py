@@ -66,8 +66,7 @@ def tickets():
 
 def replay_binary() -> Path:
     """Builds our side and returns the program."""
-    command = ["cargo", "build", "--release", "-p", "tunesmith-testkit", "--no-default-features", "--bin", "replay",
-               "--message-format", "json-render-diagnostics"]
+    command = ["cargo", "build", "--release", "-p", "tunesmith-testbins", "--bin", "replay", "--message-format", "json-render-diagnostics"]
     build = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if build.returncode:
         raise SystemExit("the build of `replay` failed")

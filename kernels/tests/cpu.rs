@@ -175,6 +175,17 @@ fn rms_norm_backward_matches_finite_differences() {
 }
 
 #[test]
+fn rms_norm_shows_an_overflow_instead_of_giving_zeros() {
+    let w = [1.0f32; 40];
+    for big in [1e25f32, f32::INFINITY, f32::NAN] {
+        let (mut x, mut y) = ([0.5f32; 40], [0f32; 40]);
+        x[7] = big;
+        assert!(cpu::rms_norm_row(&x, &w, 1e-5, &mut y).is_nan());
+        assert!(y.iter().all(|v| v.is_nan()));
+    }
+}
+
+#[test]
 fn swiglu_backward_matches_finite_differences_and_remakes_h() {
     let f = 37;
     let scale = |v: Vec<f32>| v.into_iter().map(|x| 6.0 * x).collect::<Vec<_>>();

@@ -5,7 +5,7 @@
     python tests/interop/check_peft.py --base DIR --adapter DIR --logits FILE
                                                           one adapter of ours against logits that we wrote
 
-Our side is reached through two programs of crates/testkit:
+Our side is reached through two programs of crates/testbins:
 
     logits --model DIR [--adapter DIR] --ids ids.safetensors --out logits.safetensors [--merge-out DIR]
         `input_ids` int64 [B, T] -> `input_ids` and `logits` f32 [B, T, V]; with --merge-out the adapter is merged
@@ -82,8 +82,7 @@ def logits_of(model, ids: torch.Tensor) -> torch.Tensor:
 
 def build() -> dict:
     """Builds our programs; name -> path."""
-    command = ["cargo", "build", "-p", "tunesmith-testkit", "--no-default-features", "--bin", "logits", "--bin", "replay",
-               "--message-format", "json-render-diagnostics"]
+    command = ["cargo", "build", "-p", "tunesmith-testbins", "--bin", "logits", "--bin", "replay", "--message-format", "json-render-diagnostics"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit("the build of `logits` and `replay` failed")

@@ -94,7 +94,7 @@ impl Progress {
                         bar.set_position(*step as u64);
                     }
                 }
-                Event::Evaluation { .. } => {
+                Event::Evaluation { .. } | Event::Warning { .. } => {
                     let line = plain(event, &self.rate);
                     match bar {
                         Some(bar) => bar.println(line),
@@ -193,6 +193,7 @@ fn plain(event: &Event, rate: &Rate) -> String {
         Event::Evaluation { step, epoch, loss, .. } => {
             format!("evaluation after step {step}  epoch {epoch:.2}  loss {loss:.4}")
         }
+        Event::Warning { message } => format!("warning: {message}"),
     }
 }
 

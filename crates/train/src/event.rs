@@ -57,4 +57,9 @@ pub enum Event {
         /// Wall time in seconds.
         seconds: f64,
     },
+    /// Something that does not stop the run and that nobody should miss.
+    Warning {
+        /// One sentence.
+        message: String,
+    },
 }

@@ -141,7 +141,32 @@ impl<K: Kernels> Run<'_, K> {
             seconds,
         };
         self.emit(&event)?;
+        if self.summary.steps == 1 {
+            self.warn_of_untouched()?;
+        }
         Ok((outcome.loss, outcome.trained_tokens))
+    }
+
+    /// At the first step B is zero, so A has no gradient, but every B has one unless its linear is cut off from the
+    /// loss: then it would never learn, and nothing else would show it.
+    fn warn_of_untouched(&mut self) -> Result<(), Error> {
+        let gradients = self.trainer.gradients()?;
+        let slots = self.trainer.decoder().layout().slots();
+        let untouched: Vec<String> = slots
+            .iter()
+            .filter(|s| gradients[s.b.clone()].iter().all(|g| *g == 0.0))
+            .map(|s| s.site.linear.module_path(s.site.layer))
+            .collect();
+        if untouched.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "{} of {} LoRA updates got no gradient in the first step, `{}` among them; they may not be learning",
+            untouched.len(),
+            slots.len(),
+            untouched[0]
+        );
+        self.emit(&Event::Warning { message })
     }
 
     fn evaluate(&mut self, epoch: f64) -> Result<f64, Error> {

@@ -169,8 +169,12 @@ multiversion! {
 
 multiversion! {
     /// RMSNorm of one row: `rstd = 1 / √(mean(x²) + eps)`, `y = x · rstd · w`. Returns `rstd`. All `[d]`.
+    ///
+    /// Where x² overflows, the formula would give a row of zeros and a loss that looks sound; here it gives NaN,
+    /// which the loss shows.
     pub fn rms_norm_row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) -> f32 {
-        let rstd = 1.0 / (dot_body(x, x) / x.len() as f32 + eps).sqrt();
+        let mean = dot_body(x, x) / x.len() as f32;
+        let rstd = if mean.is_finite() { 1.0 / (mean + eps).sqrt() } else { f32::NAN };
         y.iter_mut().zip(x).zip(w).for_each(|((y, &x), &w)| *y = w * (x * rstd));
         rstd
     }

@@ -89,6 +89,7 @@ impl<'a> Run<'a> {
                 }
                 self.result.validation_loss = Some(*loss);
             }
+            Event::Warning { .. } => {}
         }
         self.progress.event(event);
         Ok(())
