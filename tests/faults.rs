@@ -10,6 +10,7 @@ mod common;
 use common::tiny_model::{TARGETS, TinyModel, config, specs};
 use common::{load, training_batch};
 use tunesmith_data::Example;
+use tunesmith_model::peft::{Layers, LoraConfig};
 use tunesmith_model::{Checkpoint, Decoder, ModelConfig, peft};
 use tunesmith_ops::RefKernels;
 use tunesmith_testkit::spec::ModelSpec;
@@ -140,6 +141,27 @@ fn a_gradient_that_is_not_finite_names_step_and_lines() {
     let error = trainer.step(&data.iter().collect::<Vec<_>>(), 1e-3).unwrap_err();
     assert!(matches!(&error, Error::GradientNotFinite { step: 1, lines } if lines == &[21, 22]), "{error:?}");
     assert_eq!(trainer.decoder().parameters().unwrap(), before);
+}
+
+/// A gradient that is infinite and nowhere a NaN: one row, one predicted token, one updated linear in the last block.
+#[test]
+fn an_infinite_gradient_is_not_finite() {
+    let spec = ModelSpec { tie_word_embeddings: false, ..ModelSpec::tiny() };
+    let mut weights = tiny::weights(&spec, 5).unwrap();
+    weights.get_mut("lm_head.weight").unwrap().data.iter_mut().for_each(|w| *w *= 1e8);
+    let model = TinyModel::with_weights(spec, weights);
+    let last = model.spec.num_hidden_layers - 1;
+    let mut lora = tiny::lora(&model.spec, &["down_proj"], 1, 1.0, 1).unwrap().split_off(last);
+    lora[0].a.data.fill(0.0);
+    lora[0].b.data.fill(1e32);
+    let settings_of_last =
+        LoraConfig { layers_to_transform: Some(Layers::One(last)), ..config(&["down_proj"], 1, 1.0) };
+    let data = [row(&[1, 2], 3)];
+    let mut trainer = Trainer::new(model.engine(&settings_of_last, &lora), &settings(), 0.0, &data).unwrap();
+    let error = trainer.step(&[&data[0]], 1e-3).unwrap_err();
+    assert!(matches!(&error, Error::GradientNotFinite { step: 1, lines } if lines == &[3]), "{error:?}");
+    let gradients = trainer.gradients().unwrap();
+    assert!(gradients.iter().any(|g| g.is_infinite()) && !gradients.iter().any(|g| g.is_nan()));
 }
 
 #[test]
