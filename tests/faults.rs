@@ -16,7 +16,7 @@ use tunesmith_ops::RefKernels;
 use tunesmith_testkit::spec::ModelSpec;
 use tunesmith_testkit::tensors::Tensors;
 use tunesmith_testkit::tiny;
-use tunesmith_train::{Error, Event, Observer, TrainConfig, Trainer, train};
+use tunesmith_train::{Error, Event, Observer, Recompute, TrainConfig, Trainer, train};
 
 fn row(ids: &[u32], line: usize) -> Example {
     Example { ids: ids.to_vec(), trained: (0..ids.len()).map(|t| t > 0).collect(), line }
@@ -84,6 +84,30 @@ fn a_loss_that_is_not_finite_names_step_and_lines() {
     assert_eq!(trainer.decoder().parameters().unwrap(), before, "a failed step changes nothing");
     let error = trainer.evaluate(&data.iter().collect::<Vec<_>>()).unwrap_err();
     assert!(matches!(&error, Error::EvaluationNotFinite { step: 1, lines } if lines == &[11]), "{error:?}");
+}
+
+/// The numbers of a failed step stay in the buffers; no later step may read them.
+#[test]
+fn a_step_after_a_failed_one_is_as_if_it_had_not_been() {
+    let model = poisoned(7);
+    let targets = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"];
+    let bad = row(&[1, 7, 3, 4, 9, 8, 7, 5], 1);
+    let good = [row(&[1, 2, 3, 4], 2), row(&[5, 2, 9, 11, 3], 3)];
+    let all = [good[0].clone(), good[1].clone(), bad.clone()];
+    for (recompute, dropout) in [(Recompute::None, 0.0), (Recompute::Min, 0.0), (Recompute::Mlp, 0.3)] {
+        let settings = TrainConfig { recompute, ..settings() };
+        let run = |fail: bool| {
+            let (engine, _) = model.with_random_lora(&targets, 3, 6.0);
+            let mut trainer = Trainer::new(engine, &settings, dropout, &all).unwrap();
+            if fail {
+                trainer.step(&[&bad, &good[1]], 1e-2).unwrap_err();
+                trainer.evaluate(&[&bad]).unwrap_err();
+            }
+            let outcome = trainer.step(&[&good[0], &good[1]], 1e-2).unwrap();
+            (outcome, trainer.gradients().unwrap(), trainer.decoder().parameters().unwrap())
+        };
+        assert_eq!(run(true), run(false), "{recompute:?}, dropout {dropout}");
+    }
 }
 
 #[test]
