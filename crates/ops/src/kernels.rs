@@ -67,6 +67,8 @@ pub trait Kernels: Send + Sync {
     /// out = alpha · m, from f32 to the storage type.
     fn cast(&self, alpha: f32, m: Mat<'_, Self::Full>, out: MatMut<'_, Self::Buf>) -> Result<(), Error>;
 
+    /// out = 0.
+    fn clear(&self, out: MatMut<'_, Self::Buf>) -> Result<(), Error>;
     /// out = m.
     fn copy(&self, m: Mat<'_, Self::Buf>, out: MatMut<'_, Self::Buf>) -> Result<(), Error>;
     /// out += m.

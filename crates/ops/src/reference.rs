@@ -1,13 +1,16 @@
 //! [`RefKernels`]: the CPU backend, f32 throughout.
 
+use std::cell::Cell;
+
 use rayon::prelude::*;
 use tunesmith_kernels::cpu::{self, BackwardInputs, Document, Heads, HeadsRef};
 
 use crate::kernels::{Attention, Kernels};
 use crate::{AdamW, DropoutKey, Error, Mat, MatMut, RopeTable, Sequences};
 
-/// Logits held at a time by the chunked cross-entropy, in values (16 MiB).
-const LOGITS_CHUNK: usize = 4 << 20;
+/// Logits held at a time by the chunked cross-entropy, in values (64 MiB). The head is read once per chunk, so a
+/// chunk has to have some hundred rows to be worth it.
+const LOGITS_CHUNK: usize = 16 << 20;
 /// Values per task of the flat-buffer kernels.
 const FLAT_CHUNK: usize = 1 << 15;
 /// Rows per task of the row kernels, at least.
@@ -19,6 +22,10 @@ const MIN_ROWS: usize = 8;
 pub struct RefKernels;
 
 type Buf = Vec<f32>;
+
+thread_local! {
+    static LOGITS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 fn fits(op: &'static str, len: usize, at: usize, rows: usize, cols: usize, ld: usize) -> Result<(), Error> {
     let end = at + if rows == 0 { 0 } else { (rows - 1) * ld + cols };
@@ -78,10 +85,7 @@ fn heads_ref<'a>(op: &'static str, m: Mat<'a, Buf>) -> Result<HeadsRef<'a>, Erro
 }
 
 fn allocate(len: usize) -> Result<Buf, Error> {
-    let mut v = Vec::new();
-    v.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { bytes: len * size_of::<f32>() })?;
-    v.resize(len, 0.0);
-    Ok(v)
+    cpu::zeroed(len).map_err(|_| Error::OutOfMemory { bytes: len.saturating_mul(size_of::<f32>()) })
 }
 
 impl Kernels for RefKernels {
@@ -168,6 +172,11 @@ impl Kernels for RefKernels {
                 cpu::scale(row, alpha);
             }
         });
+        Ok(())
+    }
+
+    fn clear(&self, out: MatMut<'_, Buf>) -> Result<(), Error> {
+        rows_mut("clear", out)?.for_each(|row| row.fill(0.0));
         Ok(())
     }
 
@@ -394,8 +403,12 @@ impl Kernels for RefKernels {
         }
         fits(OP, x.buf.len(), x.at, x.rows, x.cols, x.ld)?;
         let head = view(OP, head)?;
-        let chunk = (LOGITS_CHUNK / vocab).clamp(16, 1024).min(n.max(1));
-        let mut logits = allocate(chunk * vocab)?;
+        let chunk = (LOGITS_CHUNK / vocab).clamp(64, 1024).min(n.max(1));
+        // Kept from call to call: making its pages anew each step would cost more than the softmax.
+        let mut logits = LOGITS.with(Cell::take);
+        if logits.len() < chunk * vocab {
+            logits = allocate(chunk * vocab)?;
+        }
         for at in (0..n).step_by(chunk) {
             let m = chunk.min(n - at);
             let z = &mut logits[..m * vocab];
@@ -412,6 +425,7 @@ impl Kernels for RefKernels {
                 cpu::gemm(1.0, dz, head, 0.0, cpu::MatMut::new(rows, m, x.cols, x.ld));
             }
         }
+        LOGITS.with(|slot| slot.set(logits));
         Ok(())
     }
 

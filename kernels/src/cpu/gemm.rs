@@ -8,17 +8,18 @@ use std::thread::LocalKey;
 
 use rayon::prelude::*;
 
+use super::memory::zeroed;
 use super::micro::{MAX_TILE, Out, Tile};
 use super::pack;
 use super::row::dot;
 use super::simd::multiversion;
 
 /// Depth of a block: a panel of B of this depth stays in the first-level cache.
-const KC: usize = 512;
+const KC: usize = 576;
 /// Columns of a block of B.
 const NC: usize = 4096;
 /// Tiles of rows that one task packs at a time.
-const ROW_TILES: usize = 8;
+const ROW_TILES: usize = 32;
 /// Panels of B that one task packs.
 const PANELS: usize = 8;
 /// Products below this many multiply-adds are not worth a second thread.
@@ -130,12 +131,14 @@ fn run(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>, threa
         return gemv(alpha, &a.data[..k], b, beta, &mut c.data[..n], threads);
     }
     let tile = Tile::get();
-    let room = KC.min(k) * (NC.min(n) + tile.nr);
+    // Blocks of equal depth: a short last one would cost a whole pass over C for little.
+    let depth = k.div_ceil(k.div_ceil(KC)).next_multiple_of(8);
+    let room = depth.min(k) * (NC.min(n) + tile.nr);
     with_scratch(&PACKED_B, room, |packed| {
         for jc in (0..n).step_by(NC) {
             let nc = NC.min(n - jc);
-            for pc in (0..k).step_by(KC) {
-                let kc = KC.min(k - pc);
+            for pc in (0..k).step_by(depth) {
+                let kc = depth.min(k - pc);
                 pack_b(tile, b, pc, kc, jc, nc, packed, threads);
                 let beta = if pc == 0 { beta } else { 1.0 };
                 let block = Block { tile, alpha, beta, a, packed, jc, nc, pc, kc };
@@ -234,9 +237,9 @@ impl Block<'_> {
         let Tile { mr, nr, .. } = self.tile;
         let mut rows = ROW_TILES * mr;
         if threads > 1 {
-            rows = rows.min(m.div_ceil(2 * threads).div_ceil(mr) * mr);
+            rows = rows.min(m.div_ceil(4 * threads).div_ceil(mr) * mr);
         }
-        let want = (2 * threads).div_ceil(m.div_ceil(rows));
+        let want = (4 * threads).div_ceil(m.div_ceil(rows));
         let cols = if threads == 1 || want <= 1 { self.nc } else { self.nc.div_ceil(want).div_ceil(nr) * nr };
         (rows, cols.max(nr))
     }
@@ -340,7 +343,8 @@ fn with_scratch<R>(
 ) -> R {
     let mut buf = slot.with(Cell::take);
     if buf.len() < len + 16 {
-        buf.resize(len + 16, 0.0);
+        // Without memory for it the ordinary allocation below ends the program, as any does.
+        buf = zeroed(len + 16).unwrap_or_else(|_| vec![0.0; len + 16]);
     }
     // Whole cache lines: a vector load never straddles two.
     let at = (buf.as_ptr() as usize).wrapping_neg() % 64 / 4;

@@ -63,14 +63,20 @@ impl Tile {
 #[target_feature(enable = "avx512f")]
 unsafe fn avx512<const NV: usize>(depth: usize, mut a: *const f32, mut b: *const f32, out: Out) {
     use std::arch::x86_64::{
-        _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
-        _mm512_storeu_ps,
+        _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps,
+        _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
     };
     const MR: usize = 14;
+    const AHEAD: usize = 16;
     let mut acc = [[_mm512_setzero_ps(); NV]; MR];
     for _ in 0..depth {
         // SAFETY: the caller guarantees `depth` rows of MR and NV * 16 values, and room for the tile.
         unsafe {
+            // The panels stream from the second-level cache; asked for this far ahead, they are there in time.
+            for v in 0..NV {
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(16 * (NV * AHEAD + v)).cast());
+            }
+            _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(MR * AHEAD).cast());
             let mut bv = [_mm512_setzero_ps(); NV];
             for (v, lane) in bv.iter_mut().enumerate() {
                 *lane = _mm512_loadu_ps(b.add(16 * v));

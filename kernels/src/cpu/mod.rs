@@ -2,6 +2,7 @@
 
 mod attention;
 mod gemm;
+mod memory;
 mod micro;
 mod pack;
 mod row;
@@ -9,6 +10,7 @@ mod simd;
 
 pub use attention::{BackwardInputs, Document, Heads, HeadsRef, attention, attention_backward};
 pub use gemm::{MatMut, MatRef, gemm, gemm_serial};
+pub use memory::zeroed;
 pub use row::{
     AdamW, adamw, add_assign, add_scaled, axpy, cross_entropy_row, dot, exp_shifted_sum, max_value,
     mul_assign, rms_norm_backward_row, rms_norm_row, rope_row, scale, sum_squares, swiglu_backward_row,

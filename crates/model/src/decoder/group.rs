@@ -43,6 +43,8 @@ pub(super) struct GroupScratch<K: Kernels> {
     pub(super) ds: K::Buf,
     /// `[rows, K]`: a dropped input or its gradient; empty without dropout.
     pub(super) dropped: K::Buf,
+    /// `[rows, K]`: one update's part of dX before its mask; empty without dropout.
+    pub(super) part: K::Buf,
 }
 
 /// The weights of one group of one block.
@@ -217,13 +219,12 @@ impl<K: Kernels> LoraGroup<K> {
         let out = MatMut { buf: &mut *buf, at, rows, cols: self.inputs, ld };
         k.gemm(1.0, Mat::new(&*dy, rows, depth, dy_ld), w, 0.0, out)?;
         let Some(dropout) = dropout else { return Ok(()) };
-        let mut part = k.zeros(if rp > 0 { rows * self.inputs } else { 0 })?;
         for slot in &self.slots {
             let span = slot.rank_offset..slot.rank_offset + slot.site.rank;
             let ds = Mat::new(&scratch.ds, rows, rp, rp).columns(span.clone());
             let a = self.all().rows(n + span.start..n + span.end).columns(0..self.inputs);
-            k.gemm(1.0, ds, a, 0.0, MatMut::new(&mut part, rows, self.inputs, self.inputs))?;
-            let part = Mat::new(&part, rows, self.inputs, self.inputs);
+            k.gemm(1.0, ds, a, 0.0, MatMut::new(&mut scratch.part, rows, self.inputs, self.inputs))?;
+            let part = Mat::new(&scratch.part, rows, self.inputs, self.inputs);
             let out = MatMut::new(&mut scratch.dropped, rows, self.inputs, self.inputs);
             k.dropout(part, dropout.key(slot), dropout.p, dropout.rows, out)?;
             let out = MatMut { buf: &mut *buf, at, rows, cols: self.inputs, ld };

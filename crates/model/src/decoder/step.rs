@@ -170,8 +170,7 @@ impl<K: Kernels> Decoder<K> {
         let Some(first) = self.first_trained() else { return Ok(()) };
         let (k, m, w) = (&self.kernels, batch.rows.len(), self.widths());
         // `normed` now holds the gradient of the final norm's output.
-        let zero = k.zeros(m * w.d)?;
-        k.copy(Mat::new(&zero, m, w.d, w.d), MatMut::new(&mut ws.dx, m, w.d, w.dx))?;
+        k.clear(MatMut::new(&mut ws.dx, m, w.d, w.dx))?;
         let (dy, x) = (Mat::new(&ws.normed, m, w.d, w.d), Mat::new(&ws.hidden, m, w.d, w.d));
         k.rms_norm_backward(dy, x, &self.norm, &ws.rstd, MatMut::new(&mut ws.dx, m, w.d, w.dx))?;
         let last_sequences = batch.last_queries()?;

@@ -195,6 +195,7 @@ impl<K: Kernels> Decoder<K> {
             group: GroupScratch {
                 ds: grad(n * widest(self, |g| g.ranks))?,
                 dropped: k.zeros(if dropout { n * inputs } else { 0 })?,
+                part: k.zeros(if dropout { n * inputs } else { 0 })?,
             },
             xn: k.zeros(
                 n * self.blocks.iter().map(|b| b.qkv.input_ld().max(b.gate_up.input_ld())).max().unwrap_or(0),
