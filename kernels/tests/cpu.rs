@@ -264,3 +264,30 @@ fn adamw_follows_the_f64_formula_for_20_steps() {
         }
     }
 }
+
+#[test]
+fn wide_products_cut_into_strips_have_the_same_bits() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    for (m, n, k) in [(19, 2100, 70), (33, 4999, 600), (2, 9000, 65)] {
+        let (a, b, before) = (values(m * k, 21), values(n * k, 22), values(m * (n + 3), 23));
+        for beta in [0.0, 1.0, 0.5] {
+            let (mut c, mut serial) = (before.clone(), before.clone());
+            let (am, bm) = (MatRef::new(&a, m, k, k), MatRef::new(&b, n, k, k).t());
+            pool.install(|| cpu::gemm(0.5, am, bm, beta, MatMut::new(&mut c, m, n, n + 3)));
+            cpu::gemm_serial(0.5, am, bm, beta, MatMut::new(&mut serial, m, n, n + 3));
+            assert!(c == serial, "[{m}, {k}] x [{k}, {n}], beta {beta}");
+        }
+        let want = reference(m, n, k, |i, p| a[i * k + p], |p, j| b[j * k + p]);
+        let mut c = vec![f32::NAN; m * n];
+        pool.install(|| {
+            cpu::gemm(
+                1.0,
+                MatRef::new(&a, m, k, k),
+                MatRef::new(&b, n, k, k).t(),
+                0.0,
+                MatMut::new(&mut c, m, n, n),
+            );
+        });
+        assert!(c.iter().zip(&want).all(|(c, w)| (f64::from(*c) - w).abs() < 2e-6 * k as f64));
+    }
+}

@@ -18,6 +18,8 @@ use super::simd::multiversion;
 const KC: usize = 576;
 /// Columns of a block of B.
 const NC: usize = 4096;
+/// Columns of a strip that one thread multiplies on its own, at least.
+const STRIP: usize = 512;
 /// Tiles of rows that one task packs at a time.
 const ROW_TILES: usize = 32;
 /// Panels of B that one task packs.
@@ -133,19 +135,49 @@ fn run(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>, threa
     let tile = Tile::get();
     // Blocks of equal depth: a short last one would cost a whole pass over C for little.
     let depth = k.div_ceil(k.div_ceil(KC)).next_multiple_of(8);
-    let room = depth.min(k) * (NC.min(n) + tile.nr);
-    with_scratch(&PACKED_B, room, |packed| {
-        for jc in (0..n).step_by(NC) {
-            let nc = NC.min(n - jc);
-            for pc in (0..k).step_by(depth) {
-                let kc = depth.min(k - pc);
-                pack_b(tile, b, pc, kc, jc, nc, packed, threads);
-                let beta = if pc == 0 { beta } else { 1.0 };
-                let block = Block { tile, alpha, beta, a, packed, jc, nc, pc, kc };
-                block.multiply(c.data, c.ld, m, threads);
-            }
-        }
+    let product = Product { tile, alpha, beta, a, b, depth, c: Shared(c.data.as_mut_ptr()), ld: c.ld };
+    if threads == 1 || n < STRIP * threads {
+        return product.columns(0, n, threads);
+    }
+    // Wide enough for a strip of columns per task: no thread waits for another until the end, at the price of packing A
+    // once per strip. Strips outnumber threads so that a slow core takes fewer.
+    let width = n.div_ceil(2 * threads).clamp(STRIP, NC).next_multiple_of(tile.nr);
+    (0..n.div_ceil(width)).into_par_iter().with_max_len(1).for_each(|strip| {
+        let from = strip * width;
+        product.columns(from, n.min(from + width), 1);
     });
+}
+
+/// A whole product whose shapes have been checked.
+struct Product<'a> {
+    tile: Tile,
+    alpha: f32,
+    beta: f32,
+    a: MatRef<'a>,
+    b: MatRef<'a>,
+    depth: usize,
+    c: Shared,
+    ld: usize,
+}
+
+impl Product<'_> {
+    /// Columns `from..to` of C.
+    fn columns(&self, from: usize, to: usize, threads: usize) {
+        let (k, tile, a) = (self.a.cols, self.tile, self.a);
+        let room = self.depth.min(k) * (NC.min(to - from) + tile.nr);
+        with_scratch(&PACKED_B, room, |packed| {
+            for jc in (from..to).step_by(NC) {
+                let nc = NC.min(to - jc);
+                for pc in (0..k).step_by(self.depth) {
+                    let kc = self.depth.min(k - pc);
+                    pack_b(tile, self.b, pc, kc, jc, nc, packed, threads);
+                    let beta = if pc == 0 { self.beta } else { 1.0 };
+                    let block = Block { tile, alpha: self.alpha, beta, a, packed, jc, nc, pc, kc };
+                    block.multiply(self.c, self.ld, a.rows, threads);
+                }
+            }
+        });
+    }
 }
 
 /// y = alpha · xᵀB + beta · y for a B whose columns are contiguous: one dot product per output.
@@ -216,13 +248,12 @@ unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 
 impl Block<'_> {
-    fn multiply(&self, c: &mut [f32], ld: usize, m: usize, threads: usize) {
+    fn multiply(&self, c: Shared, ld: usize, m: usize, threads: usize) {
         let (rows, cols) = self.grid(m, threads);
-        let shared = Shared(c.as_mut_ptr());
         let task = |t: usize| {
             let (r, s) = (t / m.div_ceil(rows).max(1), t % m.div_ceil(rows).max(1));
             let (j0, i0) = (r * cols, s * rows);
-            self.task(shared, ld, i0, rows.min(m - i0), j0, cols.min(self.nc - j0));
+            self.task(c, ld, i0, rows.min(m - i0), j0, cols.min(self.nc - j0));
         };
         let tasks = m.div_ceil(rows) * self.nc.div_ceil(cols);
         if threads == 1 {
