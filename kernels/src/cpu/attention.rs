@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::gemm::{MatMut, MatRef, gemm_serial};
-use super::row::{add_assign, dot, exp_shifted_sum, max_value, scale};
+use super::row::{dot, exp_shifted_sum, max_value, scale};
 
 /// Queries of one tile.
 const TILE_Q: usize = 64;
@@ -264,8 +264,7 @@ fn backward_head(h: Heads, doc: &Document<'_>, kv: usize, x: BackwardInputs<'_>,
             for i in 0..n {
                 // SAFETY: this task alone has the query heads of its group in this document.
                 let row = unsafe { dq.row(rows.start + i, head, dim) };
-                row.fill(0.0);
-                add_assign(row, &dq_tile[i * dim..(i + 1) * dim]);
+                row.copy_from_slice(&dq_tile[i * dim..(i + 1) * dim]);
             }
         }
     }

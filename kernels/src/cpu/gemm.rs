@@ -1,6 +1,7 @@
 //! C = alpha · A · B + beta · C in f32, for strided A and B and a row-major C with a leading dimension.
 //!
-//! Blocks of B (`KC` x `NC`) are packed once and shared by all threads; each thread packs its own rows of A.
+//! A wide product is cut into strips of columns, one thread each. In a narrow one, blocks of B (`KC` x `NC`) are
+//! packed once and shared by all threads, and each thread packs its own rows of A.
 //! No element of C is ever split along the depth between threads, so the result does not depend on their number.
 
 use std::cell::Cell;
@@ -14,7 +15,7 @@ use super::pack;
 use super::row::dot;
 use super::simd::multiversion;
 
-/// Depth of a block: a panel of B of this depth stays in the first-level cache.
+/// Depth of a block at most: panels stream from the second-level cache, and each block is one pass over C.
 const KC: usize = 576;
 /// Columns of a block of B.
 const NC: usize = 4096;

@@ -105,20 +105,6 @@ multiversion! {
 }
 
 multiversion! {
-    /// y += a·x. Both `[n]`.
-    pub fn axpy(y: &mut [f32], a: f32, x: &[f32]) {
-        y.iter_mut().zip(x).for_each(|(y, &x)| *y += a * x);
-    }
-}
-
-multiversion! {
-    /// out = x + a·y. All `[n]`.
-    pub fn add_scaled(out: &mut [f32], x: &[f32], a: f32, y: &[f32]) {
-        out.iter_mut().zip(x).zip(y).for_each(|((o, &x), &y)| *o = x + a * y);
-    }
-}
-
-multiversion! {
     /// y = a·y.
     pub fn scale(y: &mut [f32], a: f32) {
         y.iter_mut().for_each(|y| *y *= a);

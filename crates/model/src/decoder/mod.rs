@@ -1,7 +1,7 @@
 //! The decoder: explicit forward and backward over plain buffers, no autograd.
 //!
 //! A [`Decoder`] holds the frozen weights and the LoRA parameters of one model on one device. A [`Workspace`] holds
-//! every activation; after it is made nothing is allocated. Documents are never padded: a [`Batch`] lays them one
+//! every activation and gradient, made once for the largest batch. Documents are never padded: a [`Batch`] lays them one
 //! after another, and only rows whose prediction counts go through the last block's feed-forward half and the head.
 
 mod batch;
