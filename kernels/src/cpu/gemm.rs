@@ -1,6 +1,6 @@
 //! C = alpha · A · B + beta · C in f32, for strided A and B and a row-major C with a leading dimension.
 //!
-//! A wide product is cut into strips of columns, one thread each. In a narrow one, blocks of B (`KC` x `NC`) are
+//! A wide product is cut into strips of columns, one thread each. In a narrow one, blocks of B (`Tile::kc` x `NC`) are
 //! packed once and shared by all threads, and each thread packs its own rows of A.
 //! No element of C is ever split along the depth between threads, so the result does not depend on their number.
 
@@ -15,8 +15,6 @@ use super::pack;
 use super::row::dot;
 use super::simd::multiversion;
 
-/// Depth of a block at most: panels stream from the second-level cache, and each block is one pass over C.
-const KC: usize = 576;
 /// Columns of a block of B.
 const NC: usize = 4096;
 /// Columns of a strip that one thread multiplies on its own, at least.
@@ -135,7 +133,7 @@ fn run(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>, threa
     }
     let tile = Tile::get();
     // Blocks of equal depth: a short last one would cost a whole pass over C for little.
-    let depth = k.div_ceil(k.div_ceil(KC)).next_multiple_of(8);
+    let depth = k.div_ceil(k.div_ceil(tile.kc)).next_multiple_of(8);
     let product = Product { tile, alpha, beta, a, b, depth, c: Shared(c.data.as_mut_ptr()), ld: c.ld };
     if threads == 1 || n < STRIP * threads {
         return product.columns(0, n, threads);

@@ -26,6 +26,9 @@ type TileFn = unsafe fn(usize, *const f32, *const f32, Out);
 pub(super) struct Tile {
     pub(super) mr: usize,
     pub(super) nr: usize,
+    /// Depth of a block at most: a panel of B stays in the first-level cache (AVX2) or streams from the second
+    /// (AVX-512), and each block is one pass over C.
+    pub(super) kc: usize,
     full: TileFn,
     half: TileFn,
 }
@@ -35,10 +38,10 @@ impl Tile {
     pub(super) fn get() -> Self {
         match level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => Self { mr: 14, nr: 32, full: avx512::<2>, half: avx512::<1> },
+            Level::Avx512 => Self { mr: 14, nr: 32, kc: 576, full: avx512::<2>, half: avx512::<1> },
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => Self { mr: 6, nr: 16, full: avx2::<2>, half: avx2::<1> },
-            _ => Self { mr: 4, nr: 16, full: portable::<16>, half: portable::<8> },
+            Level::Avx2 => Self { mr: 6, nr: 16, kc: 320, full: avx2::<2>, half: avx2::<1> },
+            _ => Self { mr: 4, nr: 16, kc: 256, full: portable::<16>, half: portable::<8> },
         }
     }
 

@@ -81,28 +81,106 @@ multiversion! {
 }
 
 fn transposes() -> bool {
-    cfg!(target_arch = "x86_64") && level() == Level::Avx512
+    cfg!(target_arch = "x86_64") && level() != Level::Baseline
 }
 
-/// One panel of a block whose depth is contiguous, 16 x 16 values at a time in registers.
+/// One panel of a block whose depth is contiguous, transposed in registers: 16 x 16 values at a time with AVX-512,
+/// 8 x 8 with AVX2.
 fn transpose(data: &[f32], row_stride: usize, rows: usize, depth: usize, width: usize, out: &mut [f32]) {
     assert!(rows >= 1 && depth >= 1 && rows <= width && out.len() >= width * depth);
     assert!(data.len() >= (rows - 1) * row_stride + depth);
     #[cfg(target_arch = "x86_64")]
-    for i0 in (0..width).step_by(16) {
-        let lanes = 16.min(width - i0);
-        for p0 in (0..depth).step_by(16) {
-            let (rows, pn) = (rows.saturating_sub(i0).min(16), 16.min(depth - p0));
-            // SAFETY: `transposes` found AVX-512; rows i0..i0+rows and depths p0..p0+pn lie inside `data`, and
-            // `pn` lines of `lanes` values, `width` apart, inside `out`: the assertions above.
-            unsafe {
+    {
+        let wide = level() == Level::Avx512;
+        let side = if wide { 16 } else { 8 };
+        for i0 in (0..width).step_by(side) {
+            let lanes = side.min(width - i0);
+            for p0 in (0..depth).step_by(side) {
+                let (rows, pn) = (rows.saturating_sub(i0).min(side), side.min(depth - p0));
                 let src = data.as_ptr().wrapping_add(i0 * row_stride + p0);
-                transpose_16(src, row_stride, rows, pn, out.as_mut_ptr().add(p0 * width + i0), width, lanes);
+                let room = &mut out[p0 * width + i0..width * depth];
+                // SAFETY: `transposes` found AVX2 at least, and AVX-512 where `wide`; rows i0..i0+rows and depths
+                // p0..p0+pn lie inside `data`, and `pn` lines of `lanes` values, `width` apart, inside `room`: the
+                // assertions above.
+                unsafe {
+                    if wide {
+                        transpose_16(src, row_stride, rows, pn, room.as_mut_ptr(), width, lanes);
+                    } else {
+                        transpose_8(src, row_stride, rows, pn, room, width, lanes);
+                    }
+                }
             }
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (data, row_stride, out);
+}
+
+/// As [`transpose_16`], with counts up to 8. Where `lanes` is below 8, a line may be followed by zeros inside `out`:
+/// lines are written in ascending order, so only what comes after this block's lanes is touched.
+///
+/// # Safety
+/// `rows` rows of `depth` values, `row_stride` apart, must be readable at `src`; none of the counts may be above 8.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose_8(
+    src: *const f32,
+    row_stride: usize,
+    rows: usize,
+    depth: usize,
+    out: &mut [f32],
+    out_stride: usize,
+    lanes: usize,
+) {
+    use std::arch::x86_64::{
+        _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
+        _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+    };
+    let mut r = [_mm256_setzero_ps(); 8];
+    for (i, row) in r.iter_mut().enumerate().take(rows) {
+        // SAFETY: the caller guarantees this row of `depth` values.
+        *row = unsafe {
+            let at = src.add(i * row_stride);
+            if depth == 8 {
+                _mm256_loadu_ps(at)
+            } else {
+                let mut line = [0f32; 8];
+                line[..depth].copy_from_slice(std::slice::from_raw_parts(at, depth));
+                _mm256_loadu_ps(line.as_ptr())
+            }
+        };
+    }
+    let mut t = r;
+    for i in 0..4 {
+        t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    // After this, 128-bit lane L of u[4 j + c] holds column 4 L + c of rows 4 j .. 4 j + 3.
+    let mut u = t;
+    for j in 0..2 {
+        u[4 * j] = _mm256_shuffle_ps::<0x44>(t[4 * j], t[4 * j + 2]);
+        u[4 * j + 1] = _mm256_shuffle_ps::<0xEE>(t[4 * j], t[4 * j + 2]);
+        u[4 * j + 2] = _mm256_shuffle_ps::<0x44>(t[4 * j + 1], t[4 * j + 3]);
+        u[4 * j + 3] = _mm256_shuffle_ps::<0xEE>(t[4 * j + 1], t[4 * j + 3]);
+    }
+    let mut column = u;
+    for c in 0..4 {
+        column[c] = _mm256_permute2f128_ps::<0x20>(u[c], u[4 + c]);
+        column[4 + c] = _mm256_permute2f128_ps::<0x31>(u[c], u[4 + c]);
+    }
+    for (p, line) in column.iter().enumerate().take(depth) {
+        let room = &mut out[p * out_stride..];
+        if room.len() >= 8 && (lanes == 8 || out_stride < 8) {
+            // SAFETY: eight values fit, the line above. Rows of fewer than eight lanes make up the whole panel here,
+            // so that the values after this line's lanes belong to lines that are still to be written.
+            unsafe { _mm256_storeu_ps(room.as_mut_ptr(), *line) };
+        } else {
+            let mut values = [0f32; 8];
+            // SAFETY: `values` holds eight.
+            unsafe { _mm256_storeu_ps(values.as_mut_ptr(), *line) };
+            room[..lanes].copy_from_slice(&values[..lanes]);
+        }
+    }
 }
 
 /// Writes `depth` lines of `lanes` values: line `p` holds value `p` of each of `rows` rows, then zeros.
