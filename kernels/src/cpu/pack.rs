@@ -56,6 +56,7 @@ multiversion! {
                     (32, 32) => out[at..at + 32].copy_from_slice(&src[..32]),
                     (16, 16) => out[at..at + 16].copy_from_slice(&src[..16]),
                     (14, 14) => out[at..at + 14].copy_from_slice(&src[..14]),
+                    (6, 6) => out[at..at + 6].copy_from_slice(&src[..6]),
                     (n, _) => {
                         out[at..at + n].copy_from_slice(src);
                         out[at + n..at + w].fill(0.0);

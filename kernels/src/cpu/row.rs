@@ -47,7 +47,8 @@ fn exp(x: f32) -> f32 {
     // Adding and taking away 1.5 · 2^23 rounds to the nearest whole number.
     const ROUND: f32 = 12_582_912.0;
     let c = x.clamp(-87.3, 88.7);
-    let n = (c * LOG2_E + ROUND) - ROUND;
+    let shifted = c * LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = (c - n * LN2_HI) - n * LN2_LO;
     let p = 1.987_569_1e-4f32;
     let p = p * r + 1.398_199_9e-3;
@@ -57,9 +58,11 @@ fn exp(x: f32) -> f32 {
     let p = p * r + 0.5;
     let y = p * (r * r) + r + 1.0;
     // 2^n in two factors: n reaches 128, which one exponent field cannot hold.
-    let half = (n as i32) >> 1;
-    let rest = n as i32 - half;
-    let y = y * f32::from_bits(((half + 127) as u32) << 23) * f32::from_bits(((rest + 127) as u32) << 23);
+    // The whole number stands in the low bits of `shifted`; `n as i32` would cost a scalar instruction per value.
+    let n = shifted.to_bits().cast_signed().wrapping_sub(ROUND.to_bits().cast_signed());
+    let half = n >> 1;
+    let power = |n: i32| f32::from_bits(n.wrapping_add(127).cast_unsigned() << 23);
+    let y = y * power(half) * power(n.wrapping_sub(half));
     let y = if x < -87.3 { 0.0 } else { y };
     let y = if x > 88.7 { f32::INFINITY } else { y };
     if x.is_nan() { x } else { y }
