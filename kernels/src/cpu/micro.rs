@@ -114,14 +114,17 @@ unsafe fn avx512<const NV: usize>(depth: usize, mut a: *const f32, mut b: *const
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2<const NV: usize>(depth: usize, mut a: *const f32, mut b: *const f32, out: Out) {
     use std::arch::x86_64::{
-        _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps,
-        _mm256_storeu_ps,
+        _MM_HINT_T0, _mm_prefetch, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps,
+        _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
     };
     const MR: usize = 6;
+    const AHEAD: usize = 32;
     let mut acc = [[_mm256_setzero_ps(); NV]; MR];
     for _ in 0..depth {
         // SAFETY: the caller guarantees `depth` rows of MR and NV * 8 values, and room for the tile.
         unsafe {
+            // The panel of A streams from the second-level cache.
+            _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(MR * AHEAD).cast());
             let mut bv = [_mm256_setzero_ps(); NV];
             for (v, lane) in bv.iter_mut().enumerate() {
                 *lane = _mm256_loadu_ps(b.add(8 * v));
