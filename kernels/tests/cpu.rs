@@ -291,3 +291,23 @@ fn wide_products_cut_into_strips_have_the_same_bits() {
         assert!(c.iter().zip(&want).all(|(c, w)| (f64::from(*c) - w).abs() < 2e-6 * k as f64));
     }
 }
+
+/// The tests of this file once more on the lower instruction sets, each in a process of its own: the level is chosen
+/// once per process, and a machine would otherwise test its best one alone.
+#[test]
+fn every_lower_instruction_set_passes_these_tests() {
+    if std::env::var_os("TUNESMITH_SIMD").is_some() {
+        return;
+    }
+    for (name, level) in [("baseline", cpu::Level::Baseline), ("avx2", cpu::Level::Avx2)] {
+        if level >= cpu::level() {
+            continue;
+        }
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .env("TUNESMITH_SIMD", name)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains(" passed"), "with {name}:\n{said}");
+    }
+}

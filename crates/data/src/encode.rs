@@ -219,16 +219,14 @@ impl Encoder {
         let turn = Turn { range: prompt.len()..text.len(), trained: true };
         let (mut trained, found) = mark(&tokens, std::slice::from_ref(&turn));
         let mut ids = tokens.ids;
-        let mut eos_appended = false;
         // What the post-processor puts behind the text ends the answer.
         let text_end = tokens.added.iter().rposition(|added| !added).map_or(0, |last| last + 1);
         for flag in &mut trained[text_end..] {
             *flag = true;
         }
-        if !ids.last().is_some_and(|id| self.stop_ids.contains(id)) {
-            ids.push(self.eos()?);
-            trained.push(true);
-            eos_appended = true;
+        let eos_appended = !ids.last().is_some_and(|id| self.stop_ids.contains(id));
+        if eos_appended {
+            self.append_eos(&mut ids, &mut trained)?;
         }
         Ok(EncodedRow {
             example: Example { ids, trained, line: 0 },
@@ -261,8 +259,7 @@ impl Encoder {
             }
             ids.truncate(last + 1);
             trained.truncate(last + 1);
-            ids.push(self.eos()?);
-            trained.push(true);
+            self.append_eos(&mut ids, &mut trained)?;
             eos_appended = true;
         }
         Ok(EncodedRow {
@@ -298,9 +295,13 @@ impl Encoder {
         follows
     }
 
-    fn eos(&self) -> Result<u32, RowError> {
+    /// Ends an answer with a trained EOS: without one the model would never learn to stop.
+    fn append_eos(&self, ids: &mut Vec<u32>, trained: &mut Vec<bool>) -> Result<(), RowError> {
         let reason = "the tokenizer has no EOS token";
-        self.tokenizer.eos().map(|(id, _)| id).ok_or(RowError::NoStopToken { reason })
+        let (eos, _) = self.tokenizer.eos().ok_or(RowError::NoStopToken { reason })?;
+        ids.push(eos);
+        trained.push(true);
+        Ok(())
     }
 
     fn spells_control<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> bool {
