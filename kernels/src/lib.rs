@@ -4,10 +4,13 @@
 //! kernels of a decoder (norm, rotary embedding, SwiGLU, softmax, cross-entropy, AdamW), each compiled
 //! for AVX-512, AVX2 and plain x86-64 or whatever the target is, and chosen once at run time.
 //!
-//! Every public function is safe: it checks the shapes that its inner loops rely on.
+//! [`gpu`] holds the launchers of the CUDA kernels in `cuda/`.
+//!
+//! Every public function but those of [`gpu::Driver`] is safe: it checks the shapes that its inner loops rely on.
 
 #![allow(unsafe_code)]
 // Row kernels must inline into each instruction set's copy of their caller.
 #![allow(clippy::inline_always)]
 
 pub mod cpu;
+pub mod gpu;

@@ -1,0 +1,1 @@
+//! Runs the CUDA kernels of tunesmith on the CPU, for tests.

@@ -1,0 +1,1 @@
+//! One AdamW update of flat f32 buffers (`adamw.cu`).

@@ -1,0 +1,115 @@
+//! What launchers ask of a device, and nothing above it: memory, launches, matrix products.
+
+use std::fmt::Debug;
+
+use super::error::Result;
+
+/// A device that runs the kernels of `cuda/*.cu`: a GPU through the CUDA driver, or the emulator of the tests.
+///
+/// All work goes to one queue in the order of the calls. Nothing but [`Driver::download`] and [`Driver::synchronize`]
+/// waits for it, so an error of a launch may surface at a later call.
+pub trait Driver: Send + Sync + Debug + 'static {
+    /// A block of device memory. Dropped, it is freed after the work that was queued before.
+    type Memory: Send + Sync + Debug;
+
+    /// At least `bytes` bytes at a 256-byte aligned address, contents undefined.
+    fn alloc(&self, bytes: usize) -> Result<Self::Memory>;
+    /// The device address of a block.
+    fn address(&self, memory: &Self::Memory) -> u64;
+    /// Copies host bytes to `at`. The host bytes may be reused when this returns.
+    fn upload(&self, from: &[u8], to: &mut Self::Memory, at: usize) -> Result<()>;
+    /// Copies device bytes from `at` to the host, after all queued work.
+    fn download(&self, from: &Self::Memory, at: usize, to: &mut [u8]) -> Result<()>;
+    /// Sets `bytes` bytes from `at` on to zero.
+    fn clear(&self, memory: &mut Self::Memory, at: usize, bytes: usize) -> Result<()>;
+    /// Waits for all queued work and reports what failed in it.
+    fn synchronize(&self) -> Result<()>;
+
+    /// Queues a kernel.
+    ///
+    /// # Safety
+    /// The kernel must exist with exactly these arguments, and every address among them must be that of memory
+    /// which the kernel stays inside of and which nobody frees or writes from the host meanwhile.
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+    /// Queues C = alpha · op(A) · op(B) + beta · C.
+    ///
+    /// # Safety
+    /// The three matrices must lie inside live device memory, and C must not overlap A or B.
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
+
+    /// What the device can do.
+    fn limits(&self) -> Limits;
+}
+
+/// The numbers of a device that launchers choose by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Shared memory that one block may ask for, in bytes.
+    pub shared_per_block: u32,
+}
+
+/// One kernel launch.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// Blocks. No dimension may be 0: launchers return before that.
+    pub grid: [u32; 3],
+    /// Threads of a block, all in x.
+    pub threads: u32,
+    /// Dynamic shared memory in bytes.
+    pub shared: u32,
+    /// Arguments, in the order of the kernel's parameters.
+    pub args: &'a [Arg],
+}
+
+/// A kernel argument.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arg {
+    /// A device address.
+    Address(u64),
+    /// `int`.
+    I32(i32),
+    /// `unsigned` or `uint32_t`.
+    U32(u32),
+    /// `int64_t`.
+    I64(i64),
+    /// `float`.
+    F32(f32),
+}
+
+/// One matrix of a product: row-major as stored, element `(i, j)` at `address + (i * ld + j) * size`.
+#[derive(Debug, Clone, Copy)]
+pub struct Operand {
+    /// Device address of the first element.
+    pub address: u64,
+    /// Distance between stored rows, in elements.
+    pub ld: usize,
+    /// Whether the product reads the transpose of what is stored.
+    pub transposed: bool,
+}
+
+/// A matrix product with bf16 operands, summed in f32: C `[m, n]` = alpha · op(A) `[m, k]` · op(B) `[k, n]` + beta · C.
+#[derive(Debug, Clone, Copy)]
+pub struct Gemm {
+    /// Rows of C.
+    pub m: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// Depth.
+    pub k: usize,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Factor of what C holds; with 0, C is not read.
+    pub beta: f32,
+    /// bf16.
+    pub a: Operand,
+    /// bf16.
+    pub b: Operand,
+    /// Never transposed; bf16, or f32 with `full`.
+    pub c: Operand,
+    /// Whether C is f32.
+    pub full: bool,
+}

@@ -1,0 +1,1 @@
+//! Dropout by counter-based random numbers (`dropout.cu`).

@@ -1,0 +1,1 @@
+//! NF4 dequantisation (`nf4.cu`).

@@ -1,0 +1,1 @@
+//! Norm of the gradients and the clip factor (`norm.cu`).

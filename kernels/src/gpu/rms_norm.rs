@@ -1,0 +1,1 @@
+//! RMSNorm, forward and backward (`rms_norm.cu`).

@@ -1,0 +1,1 @@
+//! Gathering, copying and casting rows (`rows.cu`).

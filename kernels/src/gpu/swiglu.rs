@@ -1,0 +1,1 @@
+//! SwiGLU, forward and backward (`swiglu.cu`).
