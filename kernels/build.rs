@@ -4,7 +4,7 @@
 //! architecture. `TUNESMITH_CUDA_ARCHS` narrows the architectures, as in `80,90a` or `89,90+ptx`.
 
 // A build script talks to cargo on its standard output.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -26,7 +26,9 @@ fn main() {
         return;
     }
     if let Err(message) = build() {
-        println!("cargo::error={message}");
+        for line in message.lines() {
+            println!("cargo::error={line}");
+        }
     }
 }
 
@@ -67,8 +69,9 @@ impl Compiler {
         let output = command.output().map_err(|e| format!("{} cannot be run: {e}", self.nvcc.display()))?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         if !output.status.success() {
-            eprintln!("{}{said}", String::from_utf8_lossy(&output.stdout));
-            return Err(format!("nvcc cannot compile {}: its messages stand above", source.display()));
+            let told = said.lines().filter(|line| !line.contains("ptxas info") && !line.trim().is_empty());
+            let told = told.take(20).collect::<Vec<_>>().join("\n");
+            return Err(format!("nvcc cannot compile {}:\n{told}", source.display()));
         }
         write(&report, &said)?;
         write(&stamp, &key)?;
