@@ -72,8 +72,11 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
+        let Self { context, products, .. } = self;
+        let _ = context.enter();
+        products.give_back_workspace(context);
         // Whatever the fields give back may still be in use by queued work.
-        let _ = self.context.enter().and_then(|()| self.context.synchronize());
+        let _ = context.synchronize();
     }
 }
 

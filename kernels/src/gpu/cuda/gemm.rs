@@ -101,10 +101,16 @@ impl Products {
         let workspace_bytes = if hopper { 32 << 20 } else { 4 << 20 };
         let handle = lt::create_handle().named("cublasLtCreate")?;
         let (plans, trials) = (RwLock::default(), AtomicBool::new(true));
-        // Made before what may fail, so that the handle is given back. The pool takes its memory with it.
+        // Made before what may fail, so that the handle is given back.
         let mut new = Self { handle, workspace: 0, workspace_bytes, plans, trials };
         new.workspace = context.alloc(workspace_bytes)?;
         Ok(new)
+    }
+
+    /// To be called once, at the end.
+    pub(super) fn give_back_workspace(&mut self, context: &Context) {
+        // SAFETY: from `alloc`, and no product is queued any more. A failure leaves nothing to do.
+        let _ = unsafe { context.free(self.workspace) };
     }
 
     pub(super) fn set_trials(&self, on: bool) {

@@ -1,0 +1,283 @@
+//! The CUDA driver on machines without a GPU: what it says there, and what it asks of CUDA, seen by a stand-in library
+//! (`fake_cuda.c`). Each test that needs the stand-in runs [`child`] in a process of its own.
+
+#![cfg(feature = "cuda")]
+#![allow(missing_docs, unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+use std::{env, fs, thread};
+
+use tunesmith_kernels::gpu::cuda::{Cuda, RESOURCES};
+use tunesmith_kernels::gpu::gemm::{Factor, gemm};
+use tunesmith_kernels::gpu::{Arg, Driver, Error, Launch, Slice, View, ViewMut, bf16};
+
+#[test]
+fn a_machine_without_cuda_gets_a_sentence() {
+    match Cuda::new(0) {
+        Ok(cuda) => assert!(cuda.facts().memory > 0),
+        Err(error @ Error::Unavailable { .. }) => {
+            let text = error.to_string();
+            assert!(text.starts_with("No CUDA device can be used: ") && text.len() > 60, "{text}");
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let cases: [(&str, &[(&str, &str)], &str); 6] = [
+        (
+            "open 0",
+            &[("FAKE_VERSION", "12040")],
+            "the NVIDIA driver supports CUDA 12.4, and this build needs 1",
+        ),
+        ("open 0", &[("FAKE_INIT", "100")], "the NVIDIA driver sees no GPU. See what nvidia-smi lists"),
+        ("open 0", &[("FAKE_COUNT", "0")], "the NVIDIA driver sees no GPU."),
+        ("open 0", &[("FAKE_INIT", "34")], "the libcuda that was found is the stub of a toolkit."),
+        ("open 0", &[("FAKE_MAJOR", "7")], "`Fake GPU` has compute capability 7.0, and 8.0 is the least."),
+        ("open 3", &[("FAKE_COUNT", "2")], "there is no device 3: the NVIDIA driver sees 2 devices."),
+    ];
+    for (what, env, expected) in cases {
+        let Some(out) = run(what, env) else { return };
+        assert!(out.contains(&format!("No CUDA device can be used: {expected}")), "{what} {env:?}: {out}");
+    }
+}
+
+#[test]
+fn a_machine_without_cublaslt_gets_a_sentence() {
+    let Some(out) = run("open 0", &[("FAKE_WITHOUT_LT", "1")]) else { return };
+    let expected =
+        "No CUDA device can be used: cuBLASLt (libcublasLt.so.13) is not found. Install it with `pip install";
+    // Where a real one lies, it is found.
+    assert!(out.contains(expected) || out.contains("opened"), "{out}");
+}
+
+#[test]
+fn a_device_is_set_up_used_and_taken_down() {
+    let Some(out) = run("use", &[]) else { return };
+    assert!(out.contains("all done"), "{out}");
+    // Of the four candidates the second fails and the third is the fastest: tried four times each, then used. Products
+    // that add are tried on memory of their own.
+    assert!(out.contains("product by 1\nproduct by 3\nproduct by 4\nproduct by 3\n"), "{out}");
+}
+
+#[test]
+fn launches_pass_what_they_are_given() {
+    let Some(out) = run("launch", &[("FAKE_PARAMS", "8,4,4,8,4")]) else { return };
+    let expected = "launch 3,2,1 128 65536 123456789abcdef0 ffffffff 7 fffffffffffffffe 3f800000";
+    assert!(out.contains(expected), "{out}");
+    assert!(out.contains("its parameters take [8, 4, 4, 8, 4] bytes, the arguments [8, 4]"), "{out}");
+    assert!(out.contains("no_such_kernel failed: this build has no kernel of that name"), "{out}");
+}
+
+#[test]
+fn no_memory_is_said_in_numbers() {
+    let Some(out) = run("exhaust", &[("FAKE_MEMORY", "50000000")]) else { return };
+    let expected = "Not enough device memory: 20000000 bytes could not be allocated, 16445568 of 50000000 bytes are free";
+    assert!(out.contains(expected), "{out}");
+}
+
+/// Runs [`child`] against the stand-in and returns what both said, or nothing where it cannot be built.
+fn run(what: &str, settings: &[(&str, &str)]) -> Option<String> {
+    static FAKE: LazyLock<Option<PathBuf>> = LazyLock::new(build);
+    let without_lt = settings.iter().any(|(name, _)| *name == "FAKE_WITHOUT_LT");
+    let folder = FAKE.as_ref()?.join(if without_lt { "driver" } else { "both" });
+    let exe = env::current_exe().unwrap();
+    let mut command = Command::new(exe);
+    command.args(["child", "--exact", "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", folder);
+    command.env("TUNESMITH_CHILD", what).envs(settings.iter().copied());
+    let out = command.output().unwrap();
+    let out = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.contains("test result: ok"), "{what}: {out}");
+    assert!(!out.contains("fake:"), "{what}: {out}");
+    let nothing = "left: contexts 0 streams 0 events 0 modules 0 pinned 0 handles 0 descriptors 0";
+    assert!(
+        out.lines().filter(|line| line.starts_with("left:")).all(|line| line == nothing),
+        "{what}: {out}"
+    );
+    assert!(out.trim_end().ends_with(nothing), "{what}: {out}");
+    Some(out)
+}
+
+fn build() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake_cuda");
+    let _ = fs::remove_dir_all(&root);
+    fs::create_dir_all(root.join("driver")).unwrap();
+    fs::create_dir_all(root.join("both")).unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_cuda.c");
+    let library = root.join("driver/libcuda.so");
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
+    if !built.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no C compiler");
+        return None;
+    }
+    // One file under two names is one library with one state.
+    for name in ["libcuda.so", "libcublasLt.so"] {
+        std::os::unix::fs::symlink(&library, root.join("both").join(name)).unwrap();
+    }
+    Some(root)
+}
+
+#[test]
+#[ignore = "run by the other tests, in a process of its own"]
+fn child() {
+    let what = env::var("TUNESMITH_CHILD").unwrap_or_default();
+    match what.as_str() {
+        "use" => {
+            upload_clear_download();
+            memory_is_counted();
+            products();
+            println!("all done");
+        }
+        "launch" => launches(),
+        "exhaust" => println!("{}", Slice::<_, u8>::uninit(&Cuda::new(0).unwrap(), 20_000_000).unwrap_err()),
+        _ => {
+            let Some(ordinal) = what.strip_prefix("open ") else { return };
+            println!(
+                "{}",
+                Cuda::new(ordinal.parse().unwrap()).map_or_else(|e| e.to_string(), |_| "opened".into())
+            );
+        }
+    }
+}
+
+/// Bytes that differ from their neighbours and from those 256 away.
+fn bytes(len: usize, salt: usize) -> Vec<u8> {
+    (0..len).map(|i| (i.wrapping_mul(31) ^ (i >> 8) ^ salt) as u8).collect()
+}
+
+fn upload_clear_download() {
+    let d = Cuda::new(0).unwrap();
+    assert_eq!(d.limits().multiprocessors, 132);
+    assert_eq!(d.facts().capability, (9, 0));
+    // More than the ring of page-locked memory holds, in pieces that end anywhere, from host memory that is written
+    // over at once: the device copies late.
+    let mut s = Slice::<_, u8>::zeros(&d, 45_000_000).unwrap();
+    let mut at = 0;
+    for (i, len) in [5, 8_388_609, 3_000_001, 20_000_000, 1, 9_000_000, 4_000_000].into_iter().enumerate() {
+        let mut piece = bytes(len, i);
+        s.write(&d, at, &piece).unwrap();
+        piece.fill(0xaa);
+        at += len;
+    }
+    let all = s.to_host(&d).unwrap();
+    let mut at = 0;
+    for (i, len) in [5, 8_388_609, 3_000_001, 20_000_000, 1, 9_000_000, 4_000_000].into_iter().enumerate() {
+        assert!(all[at..at + len] == bytes(len, i), "piece {i}");
+        at += len;
+    }
+    assert!(all[at..].iter().all(|&v| v == 0));
+    // Many small ones, as in a step.
+    for i in 0..3000_usize {
+        let value = i as u32;
+        s.write(&d, 4 * i, &value.to_le_bytes()).unwrap();
+    }
+    assert_eq!(s.read(&d, 4 * 2999..4 * 3000).unwrap(), 2999_u32.to_le_bytes());
+
+    // From another thread, where no context is current; dropped there too, after the driver itself.
+    let clone = d.clone();
+    drop(d);
+    thread::spawn(move || {
+        s.clear(&clone).unwrap();
+        assert!(s.read(&clone, 0..1000).unwrap().iter().all(|&v| v == 0));
+        clone.synchronize().unwrap();
+        drop(clone);
+        drop(s);
+    })
+    .join()
+    .unwrap();
+}
+
+fn memory_is_counted() {
+    let d = Cuda::new(0).unwrap();
+    let at_rest = d.memory().unwrap().used;
+    let s = Slice::<_, f32>::uninit(&d, 1000).unwrap();
+    assert_eq!(d.memory().unwrap().used, at_rest + 4000);
+    drop(s);
+    let now = d.memory().unwrap();
+    assert_eq!((now.used, now.peak >= at_rest + 4000), (at_rest, true));
+    d.forget_peak().unwrap();
+    assert_eq!(d.memory().unwrap().peak, at_rest);
+    let (value, took) = d.time(|_| Ok(5)).unwrap();
+    assert_eq!((value, took.as_nanos()), (5, 0));
+}
+
+fn products() {
+    let d = Cuda::new(0).unwrap();
+    for (m, n, k) in [(5, 7, 3), (1, 4, 6), (4, 1, 1), (3, 2, 0)] {
+        for flags in 0..8 {
+            let (ta, tb, full) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
+            for (alpha, beta) in [(1.0, 0.0), (0.5, 1.0), (-2.0, 0.25)] {
+                if full {
+                    product::<f32>(&d, (m, n, k), (ta, tb), (alpha, beta), |v| v, |v| v);
+                } else {
+                    product::<bf16>(&d, (m, n, k), (ta, tb), (alpha, beta), bf16::from_f32, bf16::to_f32);
+                }
+            }
+        }
+    }
+    // Trying candidates takes memory for products that add, and none of it counts.
+    let peak = d.memory().unwrap().peak;
+    d.set_gemm_trials(false);
+    product::<bf16>(&d, (9, 9, 9), (false, false), (1.0, 0.0), bf16::from_f32, bf16::to_f32);
+    assert!(d.memory().unwrap().peak < peak + 4096);
+}
+
+fn product<T: tunesmith_kernels::gpu::gemm::Output>(
+    d: &Cuda,
+    (m, n, k): (usize, usize, usize),
+    (ta, tb): (bool, bool),
+    (alpha, beta): (f32, f32),
+    from: fn(f32) -> T,
+    to: fn(T) -> f32,
+) {
+    // Small whole numbers: every sum is exact. Leading dimensions and offsets that are multiples of nothing.
+    let value = |i: usize| (i * 7 % 11) as f32 - 5.0;
+    let ((ar, ac), (br, bc)) = (if ta { (k, m) } else { (m, k) }, if tb { (n, k) } else { (k, n) });
+    let (lda, ldb, ldc) = (ac + 3, bc + 1, n + 5);
+    let (ata, atb, at) = (3, 4, 10);
+    let host = |len: usize| (0..len).map(|i| bf16::from_f32(value(i))).collect::<Vec<_>>();
+    let (ha, hb) = (host(ata + ar * lda), host(atb + br * ldb));
+    let hc: Vec<T> = (0..at + m * ldc).map(|i| from(value(i + 4))).collect();
+    let (a, b) = (Slice::from_host(d, &ha).unwrap(), Slice::from_host(d, &hb).unwrap());
+    let mut c = Slice::from_host(d, &hc).unwrap();
+    let va = View { slice: &a, at: ata, rows: ar, cols: ac, ld: lda };
+    let vb = View { slice: &b, at: atb, rows: br, cols: bc, ld: ldb };
+    let fa = if ta { Factor::new(va).t() } else { Factor::new(va) };
+    let fb = if tb { Factor::new(vb).t() } else { Factor::new(vb) };
+    let vc = ViewMut { slice: &mut c, at, rows: m, cols: n, ld: ldc };
+    gemm(d, alpha, fa, fb, beta, vc).unwrap();
+
+    let out = c.to_host(d).unwrap();
+    for i in 0..at + m * ldc {
+        let (row, col) = (i.saturating_sub(at) / ldc, i.saturating_sub(at) % ldc);
+        let mut expected = to(hc[i]);
+        if i >= at && col < n {
+            let sum: f32 = (0..k)
+                .map(|p| {
+                    let x = if ta { ha[ata + p * lda + row] } else { ha[ata + row * lda + p] };
+                    let y = if tb { hb[atb + col * ldb + p] } else { hb[atb + p * ldb + col] };
+                    x.to_f32() * y.to_f32()
+                })
+                .sum();
+            expected = to(from(alpha * sum + beta * expected));
+        }
+        assert_eq!(to(out[i]), expected, "[{m}, {n}, {k}] {ta} {tb} {alpha} {beta}: value {i}");
+    }
+}
+
+fn launches() {
+    let d = Cuda::new(0).unwrap();
+    let kernel = RESOURCES.lines().nth(1).unwrap().split(' ').next().unwrap();
+    let args = [Arg::Address(0x1234_5678_9abc_def0), Arg::I32(-1), Arg::U32(7), Arg::I64(-2), Arg::F32(1.0)];
+    let launch = Launch { kernel, grid: [3, 2, 1], threads: 128, shared: 65_536, args: &args };
+    // SAFETY: the stand-in looks at the arguments and at nothing that they name.
+    unsafe {
+        d.launch(&launch).unwrap();
+        d.launch(&launch).unwrap();
+        println!("{}", d.launch(&Launch { args: &args[..2], ..launch }).unwrap_err());
+        println!("{}", d.launch(&Launch { kernel: "no_such_kernel", ..launch }).unwrap_err());
+    }
+}
