@@ -5,6 +5,8 @@
 #   eval "$(scripts/cuda-toolkit.sh)"                 sets CUDA_HOME and NVCC
 #   cargo build --release --features cuda             finds the cached toolkit without them too
 #
+# Exits with 75 where only the network is missing, with 1 at any other fault.
+#
 # Only nvcc and headers: cuBLASLt and the driver are loaded when the program runs, so that building needs neither.
 set -euo pipefail
 
@@ -55,9 +57,13 @@ if [[ ! -f $tree/complete ]]; then
         rm -rf "$tree"
         log=$tree.log
         python3 -m pip install --disable-pip-version-check --no-deps --only-binary :all: --no-warn-conflicts \
-            --target "$tree" "${wheels[@]}" >"$log" 2>&1 ||
-            die "the toolkit's wheels could not be installed with pip (see $log): with no network," \
-                "install the CUDA toolkit and set CUDA_HOME."
+            --target "$tree" "${wheels[@]}" >"$log" 2>&1 || {
+            if grep -qiE 'retrying \(|connection|timed out|name resolution|proxy|network is unreachable' "$log"; then
+                say "no network to fetch the toolkit's wheels (see $log): install the CUDA toolkit and set CUDA_HOME."
+                exit 75
+            fi
+            die "pip could not install the toolkit's wheels, see $log."
+        }
         # The wheels lack what a toolkit's own installer adds.
         ln -sfn lib "$home/lib64"
         for library in "$home"/lib/lib*.so.*; do ln -sfn "$(basename "$library")" "${library%%.so.*}.so"; done

@@ -27,20 +27,16 @@ fn a_machine_without_cuda_gets_a_sentence() {
 
 #[test]
 fn what_is_missing_is_said() {
-    let cases: [(&str, &[(&str, &str)], &str); 6] = [
-        (
-            "open 0",
-            &[("FAKE_VERSION", "12040")],
-            "the NVIDIA driver supports CUDA 12.4, and this build needs 1",
-        ),
-        ("open 0", &[("FAKE_INIT", "100")], "the NVIDIA driver sees no GPU. See what nvidia-smi lists"),
-        ("open 0", &[("FAKE_COUNT", "0")], "the NVIDIA driver sees no GPU."),
-        ("open 0", &[("FAKE_INIT", "34")], "the libcuda that was found is the stub of a toolkit."),
-        ("open 0", &[("FAKE_MAJOR", "7")], "`Fake GPU` has compute capability 7.0, and 8.0 is the least."),
-        ("open 3", &[("FAKE_COUNT", "2")], "there is no device 3: the NVIDIA driver sees 2 devices."),
+    let cases = [
+        ("open 0", ("FAKE_VERSION", "12040"), "the NVIDIA driver supports CUDA 12.4, and this build needs 1"),
+        ("open 0", ("FAKE_INIT", "100"), "the NVIDIA driver sees no GPU. See what nvidia-smi lists"),
+        ("open 0", ("FAKE_COUNT", "0"), "the NVIDIA driver sees no GPU."),
+        ("open 0", ("FAKE_INIT", "34"), "the libcuda that was found is the stub of a toolkit."),
+        ("open 0", ("FAKE_MAJOR", "7"), "`Fake GPU` has compute capability 7.0, and 8.0 is the least."),
+        ("open 3", ("FAKE_COUNT", "2"), "there is no device 3: the NVIDIA driver sees 2 devices."),
     ];
     for (what, env, expected) in cases {
-        let Some(out) = run(what, env) else { return };
+        let Some(out) = run(what, &[env]) else { return };
         assert!(out.contains(&format!("No CUDA device can be used: {expected}")), "{what} {env:?}: {out}");
     }
 }
