@@ -11,7 +11,7 @@
 
 #define ROPE                                                                                                   \
     bf16 *__restrict__ x, int64_t ld, const int *__restrict__ positions, const float *__restrict__ cosines,    \
-        const float *__restrict__ sines, int table, int rows, int heads, int half, float sign
+        const float *__restrict__ sines, int table, int rows, int heads, int half, float sign, int lanes
 
 // Heads that one thread turns.
 constexpr int ROPE_HEADS = 4;
@@ -19,7 +19,6 @@ constexpr int ROPE_HEADS = 4;
 template <int WIDTH>
 DEVICE void rope(ROPE) {
     const int pieces = half / WIDTH, groups = (heads + ROPE_HEADS - 1) / ROPE_HEADS, items = pieces * groups;
-    const int lanes = items < static_cast<int>(blockDim.x) ? items : blockDim.x;
     const int per_block = blockDim.x / lanes, slot = threadIdx.x / lanes;
     const int64_t row = static_cast<int64_t>(blockIdx.x) * per_block + slot;
     if (slot >= per_block || row >= rows) return;
@@ -69,7 +68,7 @@ DEVICE void rope(ROPE) {
     }
 }
 
-#define PASS_ROPE x, ld, positions, cosines, sines, table, rows, heads, half, sign
+#define PASS_ROPE x, ld, positions, cosines, sines, table, rows, heads, half, sign, lanes
 
 KERNEL(rope_8, 256)(ROPE) { rope<8>(PASS_ROPE); }
 KERNEL(rope_1, 256)(ROPE) { rope<1>(PASS_ROPE); }
