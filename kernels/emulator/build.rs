@@ -48,10 +48,17 @@ fn build() -> Result<()> {
     let compiler = build.try_get_compiler().ok().filter(|compiler| {
         unix && compiler.to_command().arg("--version").output().is_ok_and(|out| out.status.success())
     });
-    let Some(compiler) = compiler else {
+    let Some(_) = compiler else {
         println!("cargo:warning=No C++ compiler was found, so the CUDA kernels are not tested here.");
         return Ok(());
     };
+
+    // The compiler calls the emulator on every memory access (cpp/watch.cpp).
+    let mut kernels = build.clone();
+    kernels.flag("-fsanitize=thread").flag_if_supported("--param=tsan-instrument-func-entry-exit=0");
+    kernels.flag("-fsanitize=alignment,bounds,integer-divide-by-zero,shift,signed-integer-overflow");
+    kernels.flag("-fsanitize-recover=all");
+    let compiler = kernels.try_get_compiler()?;
 
     let mut sources = files(&cuda, "cu")?;
     sources.extend(files(&root.join("broken"), "cu")?);
