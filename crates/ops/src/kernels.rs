@@ -1,6 +1,6 @@
 //! What a device has to be able to do.
 
-use crate::{AdamW, DropoutKey, Error, Mat, MatMut, RopeTable, Sequences};
+use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
 
 /// The numbers of an attention call beside its tensors.
 #[derive(Debug, Clone, Copy)]
@@ -77,14 +77,14 @@ pub trait Kernels: Send + Sync {
     fn gather_rows(
         &self,
         m: Mat<'_, Self::Buf>,
-        rows: &[usize],
+        rows: &Index,
         out: MatMut<'_, Self::Buf>,
     ) -> Result<(), Error>;
     /// out\[rows\[i\]\] = m\[i\], and zero in every other row.
     fn scatter_rows(
         &self,
         m: Mat<'_, Self::Buf>,
-        rows: &[usize],
+        rows: &Index,
         out: MatMut<'_, Self::Buf>,
     ) -> Result<(), Error>;
     /// Row `i` of `out` is `m`'s times the dropout mask of `rows[i]`.
@@ -93,7 +93,7 @@ pub trait Kernels: Send + Sync {
         m: Mat<'_, Self::Buf>,
         key: DropoutKey,
         p: f32,
-        rows: &[[u32; 2]],
+        rows: &RowNames,
         out: MatMut<'_, Self::Buf>,
     ) -> Result<(), Error>;
 
@@ -130,7 +130,7 @@ pub trait Kernels: Send + Sync {
     fn rope(
         &self,
         x: MatMut<'_, Self::Buf>,
-        positions: &[usize],
+        positions: &Index,
         table: &RopeTable,
         inverse: bool,
     ) -> Result<(), Error>;

@@ -6,7 +6,7 @@
 //!
 //! The last block of a step computes only the selected rows from the attention's queries on: `queries` of `rows`.
 
-use tunesmith_ops::{Attention, Kernels, Mat, MatMut, RopeTable, Sequences};
+use tunesmith_ops::{Attention, Index, Kernels, Mat, MatMut, RopeTable, Sequences};
 
 use super::group::{Dropout, LoraGroup};
 use super::workspace::{AttentionTape, MlpTape, Scratch, Widths};
@@ -32,10 +32,10 @@ pub(super) struct Cx<'a, K> {
     pub(super) widths: Widths,
     pub(super) table: &'a RopeTable,
     /// `[rows]`
-    pub(super) positions: &'a [usize],
+    pub(super) positions: &'a Index,
     pub(super) sequences: &'a Sequences,
     /// The rows that go on past the attention, when they are not all.
-    pub(super) selected: Option<&'a [usize]>,
+    pub(super) selected: Option<&'a Index>,
     pub(super) dropout: Option<Dropout<'a>>,
     /// Dropout with the names of the selected rows.
     pub(super) dropout_selected: Option<Dropout<'a>>,
@@ -47,7 +47,7 @@ impl<K> Cx<'_, K> {
     }
 
     pub(super) fn queries(&self) -> usize {
-        self.selected.map_or(self.rows(), <[usize]>::len)
+        self.selected.map_or(self.rows(), |rows| rows.len())
     }
 
     pub(super) fn attention(&self) -> Attention<'_> {
