@@ -112,7 +112,8 @@ pub trait Kernels: Send + Sync {
         y: MatMut<'_, Self::Buf>,
         rstd: &mut Self::Full,
     ) -> Result<(), Error>;
-    /// dx += gradient of [`Kernels::rms_norm`] by x; what is in `dx` before is the residual's gradient.
+    /// dx += gradient of [`Kernels::rms_norm`] by x; what is in `dx` before is the residual's gradient. With `y`, also
+    /// makes the forward's output again: it costs less to make than to keep.
     fn rms_norm_backward(
         &self,
         dy: Mat<'_, Self::Buf>,
@@ -120,6 +121,7 @@ pub trait Kernels: Send + Sync {
         w: &Self::Buf,
         rstd: &Self::Full,
         dx: MatMut<'_, Self::Buf>,
+        y: Option<MatMut<'_, Self::Buf>>,
     ) -> Result<(), Error>;
 
     /// Rotates every head of every row in place, row `t` by `positions[t]`; `inverse` rotates back, which is

@@ -266,14 +266,22 @@ impl Kernels for RefKernels {
         w: &Buf,
         rstd: &Buf,
         dx: MatMut<'_, Buf>,
+        y: Option<MatMut<'_, Buf>>,
     ) -> Result<(), Error> {
         let ok = x.rows == dy.rows && x.rows == dx.rows && rstd.len() >= x.rows;
         let ok = ok && x.cols == w.len() && dy.cols == x.cols && dx.cols == x.cols;
         expect("rms_norm_backward", ok, || format!("x [{}, {}], w [{}]", x.rows, x.cols, w.len()))?;
+        let n = x.rows;
         let (dy, x) = (rows("rms_norm_backward", dy)?, rows("rms_norm_backward", x)?);
         rows_mut("rms_norm_backward", dx)?
             .enumerate()
             .for_each(|(i, dx)| cpu::rms_norm_backward_row(dy(i), x(i), w, rstd[i], dx));
+        let Some(y) = y else { return Ok(()) };
+        let ok = y.rows == n && y.cols == w.len();
+        expect("rms_norm_backward", ok, || format!("y [{}, {}]", y.rows, y.cols))?;
+        rows_mut("rms_norm_backward", y)?
+            .enumerate()
+            .for_each(|(i, y)| cpu::rms_norm_scale_row(x(i), w, rstd[i], y));
         Ok(())
     }
 

@@ -36,7 +36,8 @@ impl Batch {
     /// A batch to train or evaluate on: row `t` is selected when token `t + 1` is a target. Rows after a
     /// document's last target are left out, as nothing depends on them; so are documents without a target.
     pub fn for_training(documents: &[Document<'_>]) -> Self {
-        let (mut text, mut rows, mut targets, mut from) = (Text::default(), Vec::new(), Vec::new(), Vec::new());
+        let (mut text, mut rows, mut targets, mut from) =
+            (Text::default(), Vec::new(), Vec::new(), Vec::new());
         for (d, doc) in documents.iter().enumerate() {
             let Some(last) = (1..doc.ids.len()).rev().find(|&t| doc.trained[t]) else { continue };
             let start = text.ids.len();

@@ -172,7 +172,7 @@ impl<K: Kernels> Decoder<K> {
         // `normed` now holds the gradient of the final norm's output.
         k.clear(MatMut::new(&mut ws.dx, m, w.d, w.dx))?;
         let (dy, x) = (Mat::new(&ws.normed, m, w.d, w.d), Mat::new(&ws.hidden, m, w.d, w.d));
-        k.rms_norm_backward(dy, x, &self.norm, &ws.rstd, MatMut::new(&mut ws.dx, m, w.d, w.dx))?;
+        k.rms_norm_backward(dy, x, &self.norm, &ws.rstd, MatMut::new(&mut ws.dx, m, w.d, w.dx), None)?;
         let last_sequences = batch.last_queries()?;
         let last = self.blocks.len() - 1;
         for (layer, block) in self.blocks.iter().enumerate().skip(first).rev() {
