@@ -1,1 +1,77 @@
 //! Runs the CUDA kernels of tunesmith on the CPU, for tests.
+//!
+//! The build compiles `cuda/*.cu` as C++. [`Emulator`] runs such a kernel block by block: every CUDA thread is a fiber
+//! that goes on until its next barrier or warp collective, and which one goes on next is drawn by a seed, so that a
+//! missing barrier shows as a wrong number. Memory lies between pages without access and starts out as NaN. What no
+//! kernel may do comes back as [`Error::Fault`](tunesmith_kernels::gpu::Error::Fault), in words.
+//!
+//! Tests are written once for every device and run by [`backends!`]; [`check`] has what they share.
+
+#![allow(unsafe_code)]
+
+pub mod check;
+mod emulator;
+mod gemm;
+mod memory;
+#[cfg(emulator)]
+mod native;
+#[cfg(not(emulator))]
+#[path = "absent.rs"]
+mod native;
+
+pub use emulator::Emulator;
+pub use memory::Memory;
+
+use std::io::Write as _;
+
+/// The seeds that [`backends!`] runs a test under.
+pub const SEEDS: [u64; 3] = [1, 2, 3];
+
+/// Runs an expression on every device that is there: `backends!(|d| check(&d))`.
+///
+/// `d` is an [`Emulator`] under each of [`SEEDS`], then, with feature `cuda`, the first GPU. Where the emulator cannot be
+/// built, a line says so.
+#[macro_export]
+macro_rules! backends {
+    (|$d:ident| $run:expr) => {{
+        if $crate::Emulator::available() {
+            for seed in $crate::SEEDS {
+                let $d = $crate::Emulator::new(seed);
+                $run;
+            }
+        } else {
+            $crate::skipped("no C++ compiler");
+        }
+        $crate::on_gpu!(|$d| $run);
+    }};
+}
+
+/// The part of [`backends!`] that needs a GPU.
+#[cfg(feature = "cuda")]
+#[macro_export]
+#[doc(hidden)]
+macro_rules! on_gpu {
+    (|$d:ident| $run:expr) => {
+        match ::tunesmith_kernels::gpu::cuda::Cuda::new(0) {
+            Ok($d) => {
+                $run;
+            }
+            Err(error) => $crate::skipped(&error.to_string()),
+        }
+    };
+}
+
+/// The part of [`backends!`] that needs a GPU.
+#[cfg(not(feature = "cuda"))]
+#[macro_export]
+#[doc(hidden)]
+macro_rules! on_gpu {
+    (|$d:ident| $run:expr) => {};
+}
+
+/// Says that a test did not run, past the capture of the test harness.
+#[doc(hidden)]
+pub fn skipped(why: &str) {
+    // A line that cannot be written is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}

@@ -1,0 +1,96 @@
+//! The emulator as a [`Driver`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tunesmith_kernels::gpu::{Driver, Error, Gemm, Launch, Limits, Result};
+
+use crate::gemm::gemm;
+use crate::memory::{Heap, Memory};
+use crate::native;
+
+/// A device whose kernels run on the calling thread, in an order drawn by a seed.
+#[derive(Debug, Default)]
+pub struct Emulator {
+    heap: Arc<Heap>,
+    seed: u64,
+    launches: AtomicU64,
+}
+
+impl Emulator {
+    /// An emulator whose threads and blocks run in the order of `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, ..Self::default() }
+    }
+
+    /// Whether the kernels could be compiled on this machine.
+    pub const fn available() -> bool {
+        native::AVAILABLE
+    }
+}
+
+fn outside(call: &str, at: usize, bytes: usize) -> Error {
+    Error::Device { call: call.to_owned(), text: format!("{bytes} bytes at {at} are not inside the block") }
+}
+
+impl Driver for Emulator {
+    type Memory = Memory;
+
+    fn alloc(&self, bytes: usize) -> Result<Memory> {
+        self.heap.alloc(bytes).ok_or(Error::OutOfMemory { bytes, free: 0, total: 0 })
+    }
+
+    fn address(&self, memory: &Memory) -> u64 {
+        memory.address()
+    }
+
+    fn upload(&self, from: &[u8], to: &mut Memory, at: usize) -> Result<()> {
+        let to = to.span(at, from.len()).ok_or_else(|| outside("upload", at, from.len()))?;
+        // SAFETY: the span is inside a live block that is borrowed mutably.
+        unsafe { to.copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        Ok(())
+    }
+
+    fn download(&self, from: &Memory, at: usize, to: &mut [u8]) -> Result<()> {
+        let from = from.span(at, to.len()).ok_or_else(|| outside("download", at, to.len()))?;
+        // SAFETY: the span is inside a live block, and no kernel runs beside the thread that launched it.
+        unsafe { from.copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    fn clear(&self, memory: &mut Memory, at: usize, bytes: usize) -> Result<()> {
+        let from = memory.span(at, bytes).ok_or_else(|| outside("clear", at, bytes))?;
+        // SAFETY: the span is inside a live block that is borrowed mutably.
+        unsafe { from.write_bytes(0, bytes) };
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let count = self.launches.fetch_add(1, Ordering::Relaxed);
+        let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ count.wrapping_mul(0xd1b5_4a32_d192_ed03);
+        // SAFETY: the caller's promise.
+        let result = unsafe { native::launch(launch, seed) };
+        let fault = |fault| Err(Error::Fault { kernel: launch.kernel.to_owned(), fault });
+        match result {
+            Err((words, None)) => fault(words),
+            Err((words, Some(address))) => fault(format!("{words}: {}", self.heap.describe(address))),
+            Ok(()) => match self.heap.overwritten() {
+                Some(place) => fault(format!("wrote to memory that is not its own: {place}")),
+                None => Ok(()),
+            },
+        }
+    }
+
+    unsafe fn gemm(&self, call: &Gemm) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { gemm(&self.heap, call) }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { multiprocessors: 132, shared_per_block: 227 * 1024 }
+    }
+}
