@@ -22,7 +22,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Cargo shows this stream when a build script fails: the compiler's own words, line by line.
-            eprintln!("{error}");
+            #[allow(clippy::print_stderr)]
+            {
+                eprintln!("{error}");
+            }
             ExitCode::FAILURE
         }
     }
@@ -112,7 +115,9 @@ fn compile_kernels(compiler: &Command, source: &Path, out: &Path) -> Result<Path
         count += 1;
     }
     let table = table(source);
-    let mut wrapper = format!("#include \"{}\"\n", source.display());
+    // What a file defines stays its own, whatever other files call theirs; the headers have to come before that.
+    let mut wrapper = String::from("#include \"mma.cuh\"\n");
+    let _ = writeln!(wrapper, "namespace {{\n#include \"{}\"\n}}", source.display());
     if count == 0 {
         let _ = writeln!(wrapper, "extern const EmulatedTable {table} = {{nullptr, 0}};");
     } else {

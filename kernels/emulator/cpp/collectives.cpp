@@ -110,7 +110,7 @@ static void meet(Machine* m, EmulatedOp op, const char* file, int line) {
     }
     if (warp.arrived > 0 && (warp.op != op || warp.line != line || strcmp(warp.file, file) != 0)) {
         snprintf(text, sizeof text, "called %s while other lanes of its warp wait in %s (%s:%d)", name_of(op),
-                 name_of(warp.op), warp.file, warp.line);
+                 name_of(warp.op), short_name(warp.file), warp.line);
         emulated_fault(text, file, line);
     }
     warp.op = op;

@@ -67,6 +67,11 @@ void prepare_context(Context* context, unsigned char* stack, size_t bytes, void 
 }
 #endif
 
+const char* short_name(const char* file) {
+    const char* slash = strrchr(file, '/');
+    return slash == nullptr ? file : slash + 1;
+}
+
 // ---- Scheduling --------------------------------------------------------------------------------------------------------
 
 // Leaves `from` for a runnable fiber, or for the scheduler if there is none.
@@ -99,8 +104,8 @@ void emulated_syncthreads(const char* file, int line) {
     Machine* m = emulated_machine;
     if (m->waiting > 0 && (m->barrier_line != line || strcmp(m->barrier_file, file) != 0)) {
         char text[512];
-        snprintf(text, sizeof text, "reached a barrier while others wait at another one (%s:%d)", m->barrier_file,
-                 m->barrier_line);
+        snprintf(text, sizeof text, "reached a barrier while others wait at another one (%s:%d)",
+                 short_name(m->barrier_file), m->barrier_line);
         emulated_fault(text, file, line);
     }
     m->barrier_file = file;
@@ -137,11 +142,6 @@ static void fiber_entry() {
 }
 
 // ---- Faults ------------------------------------------------------------------------------------------------------------
-
-static const char* short_name(const char* file) {
-    const char* slash = strrchr(file, '/');
-    return slash == nullptr ? file : slash + 1;
-}
 
 void emulated_fault(const char* what, const char* file, int line) {
     Machine* m = emulated_machine;

@@ -119,6 +119,7 @@ void switch_context(Context* from, Context* to);
 void prepare_context(Context* context, unsigned char* stack, size_t bytes, void (*entry)());
 
 const char* name_of(EmulatedOp op);
+const char* short_name(const char* file);  // without its folder
 
 // memory.cpp
 constexpr size_t GUARD = 1 << 20;

@@ -1,0 +1,189 @@
+//! The CUDA driver as a [`Driver`]: device set-up, memory, launches, and cuBLASLt for the products.
+//!
+//! The driver and cuBLASLt are loaded when the first device is opened, so that a program with this feature starts on
+//! any machine and says in words what it lacks.
+
+mod device;
+mod event;
+mod gemm;
+mod library;
+mod modules;
+mod staging;
+mod status;
+
+use std::ffi::c_void;
+use std::fmt::{self, Debug, Formatter};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use cudarc::driver::result::launch_kernel;
+use cudarc::driver::sys::{cuMemcpyDtoHAsync_v2, cuMemsetD8Async};
+
+use self::device::Device;
+pub use self::device::{Facts, Memory};
+use self::event::Event;
+pub use self::modules::RESOURCES;
+use self::status::Named;
+use super::driver::{Arg, Driver, Gemm, Launch, Limits};
+use super::error::{Error, Result};
+
+/// The most arguments that a kernel may have.
+const MAX_ARGS: usize = 48;
+
+/// A GPU with one queue. Copies share it.
+#[derive(Clone)]
+pub struct Cuda(Arc<Device>);
+
+impl Debug for Cuda {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "Cuda({})", self.0.facts.name)
+    }
+}
+
+/// Bytes of device memory that went through a [`Cuda`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Allocated now.
+    pub used: u64,
+    /// The most that was allocated since the start or [`Cuda::forget_peak`].
+    pub peak: u64,
+    /// Held for reuse, with what is allocated.
+    pub held: u64,
+}
+
+impl Cuda {
+    /// Opens a device, counted from 0.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] tells what is missing: the driver or a version of it, a device, cuBLASLt.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        Device::new(ordinal).map(|device| Self(Arc::new(device)))
+    }
+
+    /// What the device is.
+    pub fn facts(&self) -> &Facts {
+        &self.0.facts
+    }
+
+    /// Device memory in use, and the peak of it.
+    pub fn memory(&self) -> Result<MemoryUse> {
+        self.enter()?;
+        let (used, peak, held) = self.0.context.memory()?;
+        Ok(MemoryUse { used, peak, held })
+    }
+
+    /// Starts the record of the peak anew.
+    pub fn forget_peak(&self) -> Result<()> {
+        self.enter()?;
+        self.0.context.forget_peak()
+    }
+
+    /// Whether the first product of each shape tries cuBLASLt's candidates and keeps the fastest (as it does at first),
+    /// or takes the one that cuBLASLt puts first.
+    ///
+    /// Trying costs some twenty runs of the product, worth it for shapes that come back thousands of times. Candidates
+    /// sum in different orders and a close race may end differently in another process, so the last bits of products
+    /// are the same from one process to the next only without it. Within one, a shape keeps its choice.
+    pub fn set_gemm_trials(&self, on: bool) {
+        self.0.products.set_trials(on);
+    }
+
+    /// The time that the device takes for the work that `work` queues.
+    pub fn time<R>(&self, work: impl FnOnce(&Self) -> Result<R>) -> Result<(R, Duration)> {
+        self.enter()?;
+        let (start, end) = (Event::timed()?, Event::timed()?);
+        start.record(self.0.context.stream)?;
+        let out = work(self)?;
+        self.enter()?;
+        end.record(self.0.context.stream)?;
+        end.wait()?;
+        Ok((out, end.since(&start)?))
+    }
+
+    fn enter(&self) -> Result<()> {
+        self.0.context.enter()
+    }
+}
+
+impl Driver for Cuda {
+    type Memory = Memory;
+
+    fn alloc(&self, bytes: usize) -> Result<Memory> {
+        Memory::new(&self.0, bytes)
+    }
+
+    fn address(&self, memory: &Memory) -> u64 {
+        memory.address
+    }
+
+    fn upload(&self, from: &[u8], to: &mut Memory, at: usize) -> Result<()> {
+        self.enter()?;
+        let mut staging = self.0.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: slices stay inside their memory, which `to` keeps alive.
+        unsafe { staging.copy(self.0.context.stream, from, to.address + at as u64) }
+    }
+
+    fn download(&self, from: &Memory, at: usize, to: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        let (at, stream) = (from.address + at as u64, self.0.context.stream);
+        // SAFETY: slices stay inside their memory; the host bytes are ours until the wait below is over.
+        unsafe { cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), at, to.len(), stream) }
+            .result()
+            .named("cuMemcpyDtoHAsync")?;
+        self.0.context.synchronize()
+    }
+
+    fn clear(&self, memory: &mut Memory, at: usize, bytes: usize) -> Result<()> {
+        self.enter()?;
+        // SAFETY: slices stay inside their memory, which `memory` keeps alive.
+        unsafe { cuMemsetD8Async(memory.address + at as u64, 0, bytes, self.0.context.stream) }
+            .result()
+            .named("cuMemsetD8Async")
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.enter()?;
+        self.0.context.synchronize()
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.enter()?;
+        // The driver copies each argument from where a pointer says, as many bytes as the parameter has.
+        let mut values = [0_u64; MAX_ARGS];
+        let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGS];
+        if launch.args.len() > MAX_ARGS {
+            let text = format!("{} arguments, and {MAX_ARGS} is the most", launch.args.len());
+            return Err(Error::Device { call: launch.kernel.into(), text });
+        }
+        for ((value, pointer), arg) in values.iter_mut().zip(&mut pointers).zip(launch.args) {
+            // Little-endian, as every machine with a GPU is: the low bytes come first.
+            *value = match *arg {
+                Arg::Address(v) => v,
+                Arg::I64(v) => v as u64,
+                Arg::I32(v) => u64::from(v as u32),
+                Arg::U32(v) => u64::from(v),
+                Arg::F32(v) => u64::from(v.to_bits()),
+            };
+            *pointer = (&raw mut *value).cast();
+        }
+        let [x, y, z] = launch.grid;
+        self.0.modules.with(launch, self.0.facts.shared_per_block, |kernel| {
+            let (grid, block) = ((x, y, z), (launch.threads, 1, 1));
+            let pointers = &mut pointers[..launch.args.len()];
+            // SAFETY: the arguments have the parameters' number and sizes; the caller vouches for what they point to.
+            unsafe { launch_kernel(kernel, grid, block, launch.shared, self.0.context.stream, pointers) }
+                .named(launch.kernel)
+        })
+    }
+
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        self.enter()?;
+        // SAFETY: passed on to the caller.
+        unsafe { self.0.products.queue(&self.0.context, gemm) }
+    }
+
+    fn limits(&self) -> Limits {
+        let Facts { multiprocessors, shared_per_block, .. } = self.0.facts;
+        Limits { multiprocessors, shared_per_block }
+    }
+}

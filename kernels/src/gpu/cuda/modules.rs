@@ -1,0 +1,144 @@
+//! The kernels that `build.rs` compiled, loaded when first asked for.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use cudarc::driver::result::{function, module};
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule, CUresult, cuFuncGetParamInfo};
+
+use super::status::{Named, unavailable, words};
+use crate::gpu::driver::{Arg, Launch};
+use crate::gpu::error::{Error, Result};
+
+/// The compiled kernels of one `.cu` file.
+struct Fatbin {
+    file: &'static str,
+    kernels: &'static [&'static str],
+    image: &'static Aligned<[u8]>,
+}
+
+/// The driver reads an image in words.
+#[repr(C, align(16))]
+struct Aligned<T: ?Sized>(T);
+
+include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// Registers, spilled bytes and stack bytes of each kernel on each architecture, as ptxas reported them: a heading, then
+/// one line each, in columns separated by a space.
+pub const RESOURCES: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.txt"));
+
+/// Loaded modules and the kernels found in them. Its context must be current at every call and when dropped.
+#[derive(Debug, Default)]
+pub(super) struct Modules {
+    functions: RwLock<HashMap<&'static str, Function>>,
+    /// By index in `FATBINS`.
+    loaded: Mutex<HashMap<usize, CUmodule>>,
+}
+
+#[derive(Debug)]
+struct Function {
+    handle: CUfunction,
+    /// Bytes of each parameter.
+    parameters: Vec<usize>,
+}
+
+// SAFETY: handles may be used from any thread, and are not changed once stored.
+unsafe impl Send for Modules {}
+// SAFETY: as above.
+unsafe impl Sync for Modules {}
+
+impl Modules {
+    /// Calls `queue` with the kernel of a launch, whose arguments were found to have the number and sizes that the
+    /// kernel has.
+    pub(super) fn with<R>(
+        &self,
+        launch: &Launch<'_>,
+        shared_per_block: u32,
+        queue: impl FnOnce(CUfunction) -> Result<R>,
+    ) -> Result<R> {
+        loop {
+            if let Some(found) =
+                self.functions.read().unwrap_or_else(PoisonError::into_inner).get(launch.kernel)
+            {
+                found.check(launch)?;
+                return queue(found.handle);
+            }
+            let found = self.find(launch.kernel, shared_per_block)?;
+            self.functions.write().unwrap_or_else(PoisonError::into_inner).insert(launch.kernel, found);
+        }
+    }
+
+    fn find(&self, kernel: &'static str, shared_per_block: u32) -> Result<Function> {
+        let index = FATBINS.iter().position(|fatbin| fatbin.kernels.contains(&kernel));
+        let index = index.ok_or_else(|| failed(kernel, "this build has no kernel of that name"))?;
+        let module = self.load(index)?;
+        let name = CString::new(kernel).map_err(|e| failed(kernel, e.to_string()))?;
+        // SAFETY: the module stays loaded for the life of `self`.
+        let handle = unsafe { module::get_function(module, name) }.named(kernel)?;
+        let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // Without this, a launch that asks for more than 48 KiB fails.
+        // SAFETY: the handle was just found.
+        unsafe { function::set_function_attribute(handle, limit, shared_per_block as i32) }.named(kernel)?;
+        Ok(Function { handle, parameters: parameters(handle) })
+    }
+
+    fn load(&self, index: usize) -> Result<CUmodule> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = loaded.get(&index) {
+            return Ok(*module);
+        }
+        let fatbin = &FATBINS[index];
+        // SAFETY: the image is a whole fatbin, which says how long it is.
+        let module = unsafe { module::load_data(fatbin.image.0.as_ptr().cast()) }.map_err(|e| match e.0 {
+            CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => unavailable(
+                "this build has no kernels for the architecture of the device",
+                "Build it without TUNESMITH_CUDA_ARCHS, or with the architecture of the device in it",
+            ),
+            _ => failed(&format!("cuModuleLoadData of {}", fatbin.file), words(e)),
+        })?;
+        loaded.insert(index, module);
+        Ok(module)
+    }
+}
+
+impl Function {
+    fn check(&self, launch: &Launch<'_>) -> Result<()> {
+        let given = launch.args.iter().map(|arg| match arg {
+            Arg::Address(_) | Arg::I64(_) => 8,
+            Arg::I32(_) | Arg::U32(_) | Arg::F32(_) => 4,
+        });
+        if given.clone().eq(self.parameters.iter().copied()) {
+            return Ok(());
+        }
+        let given: Vec<usize> = given.collect();
+        let text = format!("its parameters take {:?} bytes, the arguments {given:?}", self.parameters);
+        Err(failed(launch.kernel, text))
+    }
+}
+
+fn parameters(handle: CUfunction) -> Vec<usize> {
+    let (mut offset, mut size) = (0, 0);
+    let mut out = Vec::new();
+    // SAFETY: the handle is live; an index past the last parameter is an error and writes nothing.
+    while unsafe { cuFuncGetParamInfo(handle, out.len(), &raw mut offset, &raw mut size) }
+        == CUresult::CUDA_SUCCESS
+    {
+        out.push(size);
+    }
+    out
+}
+
+fn failed(call: &str, text: impl Into<String>) -> Error {
+    Error::Device { call: call.into(), text: text.into() }
+}
+
+impl Drop for Modules {
+    fn drop(&mut self) {
+        let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for module in loaded.values() {
+            // SAFETY: the device has been waited for, so no kernel of it runs. A failure leaves nothing to do.
+            let _ = unsafe { module::unload(*module) };
+        }
+    }
+}
