@@ -1,6 +1,6 @@
 //! What a device has to be able to do.
 
-use crate::{AdamW, DropoutKey, Error, Mat, MatMut, RopeTable, Sequences};
+use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
 
 /// The numbers of an attention call beside its tensors.
 #[derive(Debug, Clone, Copy)]
@@ -77,14 +77,14 @@ pub trait Kernels: Send + Sync {
     fn gather_rows(
         &self,
         m: Mat<'_, Self::Buf>,
-        rows: &[usize],
+        rows: &Index,
         out: MatMut<'_, Self::Buf>,
     ) -> Result<(), Error>;
     /// out\[rows\[i\]\] = m\[i\], and zero in every other row.
     fn scatter_rows(
         &self,
         m: Mat<'_, Self::Buf>,
-        rows: &[usize],
+        rows: &Index,
         out: MatMut<'_, Self::Buf>,
     ) -> Result<(), Error>;
     /// Row `i` of `out` is `m`'s times the dropout mask of `rows[i]`.
@@ -93,7 +93,7 @@ pub trait Kernels: Send + Sync {
         m: Mat<'_, Self::Buf>,
         key: DropoutKey,
         p: f32,
-        rows: &[[u32; 2]],
+        rows: &RowNames,
         out: MatMut<'_, Self::Buf>,
     ) -> Result<(), Error>;
 
@@ -112,7 +112,8 @@ pub trait Kernels: Send + Sync {
         y: MatMut<'_, Self::Buf>,
         rstd: &mut Self::Full,
     ) -> Result<(), Error>;
-    /// dx += gradient of [`Kernels::rms_norm`] by x; what is in `dx` before is the residual's gradient.
+    /// dx += gradient of [`Kernels::rms_norm`] by x; what is in `dx` before is the residual's gradient. With `y`, also
+    /// makes the forward's output again: it costs less to make than to keep.
     fn rms_norm_backward(
         &self,
         dy: Mat<'_, Self::Buf>,
@@ -120,6 +121,7 @@ pub trait Kernels: Send + Sync {
         w: &Self::Buf,
         rstd: &Self::Full,
         dx: MatMut<'_, Self::Buf>,
+        y: Option<MatMut<'_, Self::Buf>>,
     ) -> Result<(), Error>;
 
     /// Rotates every head of every row in place, row `t` by `positions[t]`; `inverse` rotates back, which is
@@ -130,7 +132,7 @@ pub trait Kernels: Send + Sync {
     fn rope(
         &self,
         x: MatMut<'_, Self::Buf>,
-        positions: &[usize],
+        positions: &Index,
         table: &RopeTable,
         inverse: bool,
     ) -> Result<(), Error>;

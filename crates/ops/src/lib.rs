@@ -5,6 +5,7 @@
 //! which one it runs on.
 
 mod error;
+mod fixed;
 mod kernels;
 mod mat;
 mod reference;
@@ -13,6 +14,7 @@ mod rope;
 mod sequences;
 
 pub use error::Error;
+pub use fixed::{Fixed, Index, RowNames, Tag};
 pub use kernels::{Attention, Kernels};
 pub use mat::{Mat, MatMut};
 pub use reference::RefKernels;

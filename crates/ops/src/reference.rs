@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use tunesmith_kernels::cpu::{self, BackwardInputs, Document, Heads, HeadsRef};
 
 use crate::kernels::{Attention, Kernels};
-use crate::{AdamW, DropoutKey, Error, Mat, MatMut, RopeTable, Sequences};
+use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
 
 /// Logits held at a time by the chunked cross-entropy, in values (64 MiB). The head is read once per chunk, so a
 /// chunk has to have some hundred rows to be worth it.
@@ -191,7 +191,7 @@ impl Kernels for RefKernels {
         Ok(())
     }
 
-    fn gather_rows(&self, m: Mat<'_, Buf>, index: &[usize], out: MatMut<'_, Buf>) -> Result<(), Error> {
+    fn gather_rows(&self, m: Mat<'_, Buf>, index: &Index, out: MatMut<'_, Buf>) -> Result<(), Error> {
         let ok = index.len() == out.rows && m.cols == out.cols && index.iter().all(|&r| r < m.rows);
         expect("gather_rows", ok, || format!("{} rows of [{}, {}]", index.len(), m.rows, m.cols))?;
         let src = rows("gather_rows", m)?;
@@ -199,7 +199,7 @@ impl Kernels for RefKernels {
         Ok(())
     }
 
-    fn scatter_rows(&self, m: Mat<'_, Buf>, index: &[usize], out: MatMut<'_, Buf>) -> Result<(), Error> {
+    fn scatter_rows(&self, m: Mat<'_, Buf>, index: &Index, out: MatMut<'_, Buf>) -> Result<(), Error> {
         let ok = index.len() == m.rows && m.cols == out.cols && index.windows(2).all(|w| w[0] < w[1]);
         expect("scatter_rows", ok && index.last().is_none_or(|&r| r < out.rows), || {
             "rows must ascend".into()
@@ -217,7 +217,7 @@ impl Kernels for RefKernels {
         m: Mat<'_, Buf>,
         key: DropoutKey,
         p: f32,
-        keys: &[[u32; 2]],
+        keys: &RowNames,
         out: MatMut<'_, Buf>,
     ) -> Result<(), Error> {
         let ok = m.rows == out.rows && m.cols == out.cols && keys.len() == m.rows;
@@ -266,21 +266,29 @@ impl Kernels for RefKernels {
         w: &Buf,
         rstd: &Buf,
         dx: MatMut<'_, Buf>,
+        y: Option<MatMut<'_, Buf>>,
     ) -> Result<(), Error> {
         let ok = x.rows == dy.rows && x.rows == dx.rows && rstd.len() >= x.rows;
         let ok = ok && x.cols == w.len() && dy.cols == x.cols && dx.cols == x.cols;
         expect("rms_norm_backward", ok, || format!("x [{}, {}], w [{}]", x.rows, x.cols, w.len()))?;
+        let n = x.rows;
         let (dy, x) = (rows("rms_norm_backward", dy)?, rows("rms_norm_backward", x)?);
         rows_mut("rms_norm_backward", dx)?
             .enumerate()
             .for_each(|(i, dx)| cpu::rms_norm_backward_row(dy(i), x(i), w, rstd[i], dx));
+        let Some(y) = y else { return Ok(()) };
+        let ok = y.rows == n && y.cols == w.len();
+        expect("rms_norm_backward", ok, || format!("y [{}, {}]", y.rows, y.cols))?;
+        rows_mut("rms_norm_backward", y)?
+            .enumerate()
+            .for_each(|(i, y)| cpu::rms_norm_scale_row(x(i), w, rstd[i], y));
         Ok(())
     }
 
     fn rope(
         &self,
         x: MatMut<'_, Buf>,
-        positions: &[usize],
+        positions: &Index,
         table: &RopeTable,
         inverse: bool,
     ) -> Result<(), Error> {

@@ -1,9 +1,12 @@
 //! The table of rotary position embeddings.
 
+use crate::Tag;
+
 /// cos and sin of every position and frequency, f32 as transformers computes them: the angle is the f32
 /// product of position and inverse frequency.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
+    tag: Tag,
     half: usize,
     positions: usize,
     cos: Vec<f32>,
@@ -25,7 +28,12 @@ impl RopeTable {
                 sin.push(angle.sin());
             }
         }
-        Self { half, positions, cos, sin }
+        Self { tag: Tag::fresh(), half, positions, cos, sin }
+    }
+
+    /// What this table is remembered by.
+    pub fn tag(&self) -> Tag {
+        self.tag
     }
 
     /// Half the head size.

@@ -2,15 +2,16 @@
 
 use std::ops::Range;
 
-use crate::Error;
+use crate::{Error, Tag};
 
 /// Documents laid one after another without padding. Queries may be a part of the rows: those whose output
 /// anybody will read.
 ///
 /// A query at position `p` of a document sees the keys at positions `p - window + 1 ..= p` of the same document
 /// and of no other.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Sequences {
+    tag: Tag,
     cu_queries: Vec<usize>,
     cu_keys: Vec<usize>,
     query_positions: Vec<usize>,
@@ -25,7 +26,7 @@ impl Sequences {
             cu.push(positions.len() + n);
             positions.extend(0..n);
         }
-        Self { cu_queries: cu.clone(), cu_keys: cu, query_positions: positions }
+        Self { tag: Tag::fresh(), cu_queries: cu.clone(), cu_keys: cu, query_positions: positions }
     }
 
     /// The same documents, with only the rows `selected` (ascending, as row numbers of the batch) as queries.
@@ -37,8 +38,12 @@ impl Sequences {
         if selected.windows(2).any(|w| w[0] >= w[1]) || selected.last().is_some_and(|&r| r >= rows) {
             return Err(Error::shape("select", format!("rows must ascend and stay below {rows}")));
         }
-        let mut out =
-            Self { cu_queries: vec![0], cu_keys: self.cu_keys.clone(), query_positions: Vec::new() };
+        let mut out = Self {
+            tag: Tag::fresh(),
+            cu_queries: vec![0],
+            cu_keys: self.cu_keys.clone(),
+            query_positions: Vec::new(),
+        };
         for d in 0..self.documents() {
             let keys = self.key_rows(d);
             let mine = selected.iter().filter(|r| keys.contains(r)).map(|r| r - keys.start);
@@ -51,10 +56,16 @@ impl Sequences {
     /// One document whose last `new` positions are the queries, the `past` ones before them already cached.
     pub fn continuing(past: usize, new: usize) -> Self {
         Self {
+            tag: Tag::fresh(),
             cu_queries: vec![0, new],
             cu_keys: vec![0, past + new],
             query_positions: (past..past + new).collect(),
         }
+    }
+
+    /// What these documents are remembered by.
+    pub fn tag(&self) -> Tag {
+        self.tag
     }
 
     /// How many documents there are.

@@ -13,6 +13,7 @@ pub use gemm::{MatMut, MatRef, gemm, gemm_serial};
 pub use memory::zeroed;
 pub use row::{
     AdamW, adamw, add_assign, cross_entropy_row, dot, exp_shifted_sum, max_value, mul_assign,
-    rms_norm_backward_row, rms_norm_row, rope_row, scale, sum_squares, swiglu_backward_row, swiglu_row,
+    rms_norm_backward_row, rms_norm_row, rms_norm_scale_row, rope_row, scale, sum_squares,
+    swiglu_backward_row, swiglu_row,
 };
 pub use simd::{Level, level};

@@ -164,8 +164,20 @@ multiversion! {
     pub fn rms_norm_row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) -> f32 {
         let mean = dot_body(x, x) / x.len() as f32;
         let rstd = if mean.is_finite() { 1.0 / (mean + eps).sqrt() } else { f32::NAN };
-        y.iter_mut().zip(x).zip(w).for_each(|((y, &x), &w)| *y = w * (x * rstd));
+        rms_norm_scale_body(x, w, rstd, y);
         rstd
+    }
+}
+
+#[inline(always)]
+fn rms_norm_scale_body(x: &[f32], w: &[f32], rstd: f32, y: &mut [f32]) {
+    y.iter_mut().zip(x).zip(w).for_each(|((y, &x), &w)| *y = w * (x * rstd));
+}
+
+multiversion! {
+    /// The output of [`rms_norm_row`] again, from the `rstd` that it returned. All `[d]`.
+    pub fn rms_norm_scale_row(x: &[f32], w: &[f32], rstd: f32, y: &mut [f32]) {
+        rms_norm_scale_body(x, w, rstd, y);
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! The last block of a step computes only the selected rows from the attention's queries on: `queries` of `rows`.
 
-use tunesmith_ops::{Attention, Kernels, Mat, MatMut, RopeTable, Sequences};
+use tunesmith_ops::{Attention, Index, Kernels, Mat, MatMut, RopeTable, Sequences};
 
 use super::group::{Dropout, LoraGroup};
 use super::workspace::{AttentionTape, MlpTape, Scratch, Widths};
@@ -32,10 +32,10 @@ pub(super) struct Cx<'a, K> {
     pub(super) widths: Widths,
     pub(super) table: &'a RopeTable,
     /// `[rows]`
-    pub(super) positions: &'a [usize],
+    pub(super) positions: &'a Index,
     pub(super) sequences: &'a Sequences,
     /// The rows that go on past the attention, when they are not all.
-    pub(super) selected: Option<&'a [usize]>,
+    pub(super) selected: Option<&'a Index>,
     pub(super) dropout: Option<Dropout<'a>>,
     /// Dropout with the names of the selected rows.
     pub(super) dropout_selected: Option<Dropout<'a>>,
@@ -47,7 +47,7 @@ impl<K> Cx<'_, K> {
     }
 
     pub(super) fn queries(&self) -> usize {
-        self.selected.map_or(self.rows(), <[usize]>::len)
+        self.selected.map_or(self.rows(), |rows| rows.len())
     }
 
     pub(super) fn attention(&self) -> Attention<'_> {
@@ -200,15 +200,15 @@ impl<K: Kernels> Block<K> {
         let dxn = MatMut::new(&mut scratch.dxn, m, w.d, w.d);
         self.gate_up.backward_input(k, &mut tape.gate_up, ld, m, Some(dxn), dropout, group)?;
         let (x, xn_ld) = (Mat::new(middle, m, w.d, w.d), self.gate_up.input_ld());
-        if !self.gate_up.slots.is_empty() {
-            // The normed input was not kept: it costs less to make again than to store.
-            let xn = MatMut::new(&mut scratch.xn, m, w.d, xn_ld);
-            k.rms_norm(x, &self.norm2, cx.eps(), xn, &mut tape.rstd)?;
+        let (dxn, dm) = (Mat::new(&scratch.dxn, m, w.d, w.d), MatMut::new(dx, m, w.d, w.dx));
+        let trained = !self.gate_up.slots.is_empty();
+        let xn = trained.then(|| MatMut::new(&mut scratch.xn, m, w.d, xn_ld));
+        k.rms_norm_backward(dxn, x, &self.norm2, &tape.rstd, dm, xn)?;
+        if trained {
             let (xn, s) = (Mat::new(&scratch.xn, m, w.d, xn_ld), s_view(&tape.s_gate_up, m, &self.gate_up));
             self.gate_up.backward_parameters(k, (&tape.gate_up, ld), xn, s, gradients, dropout, group)?;
         }
-        let dxn = Mat::new(&scratch.dxn, m, w.d, w.d);
-        Ok(k.rms_norm_backward(dxn, x, &self.norm2, &tape.rstd, MatMut::new(dx, m, w.d, w.dx))?)
+        Ok(())
     }
 
     /// Backward of the attention half: `dx` holds dm `[queries, d]` and becomes, if `need_dx`, dx `[rows, d]`.
@@ -264,22 +264,24 @@ impl<K: Kernels> Block<K> {
         let dxn = need_dx.then(|| MatMut::new(&mut scratch.dxn, n, w.d, w.d));
         self.qkv.backward_input(k, &mut scratch.dqkv, d_ld, n, dxn, cx.dropout, group)?;
         let (x, xn_ld) = (Mat::new(x, n, w.d, w.d), self.qkv.input_ld());
-        if !self.qkv.slots.is_empty() {
-            let xn = MatMut::new(&mut scratch.xn, n, w.d, xn_ld);
+        let trained = !self.qkv.slots.is_empty();
+        let xn = trained.then(|| MatMut::new(&mut scratch.xn, n, w.d, xn_ld));
+        if need_dx {
+            if let Some(selected) = cx.selected {
+                let dm = Mat::new(&*dx, m, w.d, w.dx);
+                k.scatter_rows(dm, selected, MatMut::new(dx_rows, n, w.d, w.dx))?;
+                std::mem::swap(dx, dx_rows);
+            }
+            let (dxn, dx) = (Mat::new(&scratch.dxn, n, w.d, w.d), MatMut::new(dx, n, w.d, w.dx));
+            k.rms_norm_backward(dxn, x, &self.norm1, &tape.rstd, dx, xn)?;
+        } else if let Some(xn) = xn {
             k.rms_norm(x, &self.norm1, cx.eps(), xn, &mut tape.rstd)?;
+        }
+        if trained {
             let (xn, s) = (Mat::new(&scratch.xn, n, w.d, xn_ld), s_view(&tape.s_qkv, n, &self.qkv));
             self.qkv.backward_parameters(k, (&scratch.dqkv, d_ld), xn, s, gradients, cx.dropout, group)?;
         }
-        if !need_dx {
-            return Ok(());
-        }
-        if let Some(selected) = cx.selected {
-            let dm = Mat::new(&*dx, m, w.d, w.dx);
-            k.scatter_rows(dm, selected, MatMut::new(dx_rows, n, w.d, w.dx))?;
-            std::mem::swap(dx, dx_rows);
-        }
-        let dxn = Mat::new(&scratch.dxn, n, w.d, w.d);
-        Ok(k.rms_norm_backward(dxn, x, &self.norm1, &tape.rstd, MatMut::new(dx, n, w.d, w.dx))?)
+        Ok(())
     }
 }
 

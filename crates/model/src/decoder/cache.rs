@@ -1,6 +1,6 @@
 //! Decoding with a key/value cache: prompts in one pass, then a token at a time.
 
-use tunesmith_ops::{Kernels, Mat, MatMut, Sequences};
+use tunesmith_ops::{Index, Kernels, Mat, MatMut, Sequences};
 
 use super::block::Cx;
 use super::{Decoder, Workspace};
@@ -88,7 +88,7 @@ impl<K: Kernels> Decoder<K> {
     fn extend(&self, cache: &mut KvCache<K>, ids: &[u32]) -> Result<()> {
         let (k, n, w) = (&self.kernels, ids.len(), self.widths());
         let (past, total) = (cache.len, cache.len + n);
-        let positions: Vec<usize> = (past..total).collect();
+        let positions: Index = (past..total).collect();
         let sequences = Sequences::continuing(past, n);
         let cx = Cx {
             k,

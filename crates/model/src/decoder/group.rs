@@ -12,7 +12,7 @@
 //! B is block diagonal over the linears of the group. rp is the sum of the ranks, padded with zeros. With dropout
 //! the down-projection reads dropped inputs, one mask per linear as in PEFT, and the A part of dX is masked.
 
-use tunesmith_ops::{DropoutKey, Kernels, Mat, MatMut};
+use tunesmith_ops::{DropoutKey, Kernels, Mat, MatMut, RowNames};
 
 use crate::adapter::Slot;
 use crate::error::Result;
@@ -27,7 +27,7 @@ pub(super) struct Dropout<'a> {
     /// Optimizer step.
     pub(super) step: u32,
     /// `[rows]`: names of the rows.
-    pub(super) rows: &'a [[u32; 2]],
+    pub(super) rows: &'a RowNames,
 }
 
 impl Dropout<'_> {

@@ -1,6 +1,6 @@
 //! Whole passes: losses, gradients and logits of a batch.
 
-use tunesmith_ops::{Kernels, Mat, MatMut};
+use tunesmith_ops::{Kernels, Mat, MatMut, RowNames};
 
 use super::block::Cx;
 use super::group::Dropout;
@@ -75,7 +75,7 @@ impl<K: Kernels> Decoder<K> {
         selected: Option<&'a tunesmith_ops::Sequences>,
     ) -> Cx<'a, K> {
         let named =
-            |rows: &'a [[u32; 2]]| dropout.map(|(d, _)| Dropout { p: d.p, seed: d.seed, step: d.step, rows });
+            |rows: &'a RowNames| dropout.map(|(d, _)| Dropout { p: d.p, seed: d.seed, step: d.step, rows });
         let all = named(&batch.row_keys);
         let some = match (dropout, selected) {
             (Some((_, names)), Some(_)) => named(&names.selected),
@@ -88,7 +88,7 @@ impl<K: Kernels> Decoder<K> {
             table: &self.table,
             positions: &batch.positions,
             sequences: selected.unwrap_or(&batch.sequences),
-            selected: selected.map(|_| batch.rows.as_slice()),
+            selected: selected.map(|_| &batch.rows),
             dropout: all,
             dropout_selected: some,
         }
@@ -172,7 +172,7 @@ impl<K: Kernels> Decoder<K> {
         // `normed` now holds the gradient of the final norm's output.
         k.clear(MatMut::new(&mut ws.dx, m, w.d, w.dx))?;
         let (dy, x) = (Mat::new(&ws.normed, m, w.d, w.d), Mat::new(&ws.hidden, m, w.d, w.d));
-        k.rms_norm_backward(dy, x, &self.norm, &ws.rstd, MatMut::new(&mut ws.dx, m, w.d, w.dx))?;
+        k.rms_norm_backward(dy, x, &self.norm, &ws.rstd, MatMut::new(&mut ws.dx, m, w.d, w.dx), None)?;
         let last_sequences = batch.last_queries()?;
         let last = self.blocks.len() - 1;
         for (layer, block) in self.blocks.iter().enumerate().skip(first).rev() {
@@ -214,7 +214,7 @@ impl<K: Kernels> Decoder<K> {
 
 /// Dropout names of the selected rows of a batch.
 struct Names {
-    selected: Vec<[u32; 2]>,
+    selected: RowNames,
 }
 
 impl Names {
