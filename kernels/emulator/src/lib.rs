@@ -29,12 +29,14 @@ pub const SEEDS: [u64; 3] = [1, 2, 3];
 
 /// Runs an expression on every device that is there: `backends!(|d| check(&d))`.
 ///
-/// `d` is an [`Emulator`] under each of [`SEEDS`], then, with feature `cuda`, the first GPU. Where the emulator cannot be
-/// built, a line says so.
+/// `d` is an [`Emulator`] under each of [`SEEDS`], then, with feature `cuda`, the first GPU. Where one of the two is not
+/// there, a line says so. With `TUNESMITH_TEST_ON=gpu` in the environment it is the GPU alone, and none there is a failure.
 #[macro_export]
 macro_rules! backends {
     (|$d:ident| $run:expr) => {{
-        if $crate::Emulator::available() {
+        if $crate::gpu_alone() {
+            // The emulator has had its turn elsewhere.
+        } else if $crate::Emulator::available() {
             for seed in $crate::SEEDS {
                 let $d = $crate::Emulator::new(seed);
                 $run;
@@ -56,6 +58,7 @@ macro_rules! on_gpu {
             Ok($d) => {
                 $run;
             }
+            Err(error) if $crate::gpu_alone() => panic!("{error}"),
             Err(error) => $crate::skipped(&error.to_string()),
         }
     };
@@ -67,6 +70,12 @@ macro_rules! on_gpu {
 #[doc(hidden)]
 macro_rules! on_gpu {
     (|$d:ident| $run:expr) => {};
+}
+
+/// Whether tests are to run on a GPU and nowhere else.
+#[doc(hidden)]
+pub fn gpu_alone() -> bool {
+    std::env::var_os("TUNESMITH_TEST_ON").is_some_and(|on| on == "gpu")
 }
 
 /// Says that a test did not run, past the capture of the test harness.

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Builds what a GPU host needs to test and time the kernels, and packs it into one file: no Rust, no compiler and no
+# network are needed there.
+#
+#   scripts/gpu-bundle.sh [FILE]        writes FILE (default: target/gpu-bundle.tar.zst)
+#   there: tar --zstd -xf FILE && OUT=results tunesmith-gpu/run.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+die() { printf 'gpu-bundle: %s\n' "$*" >&2; exit 1; }
+command -v zstd >/dev/null || die "zstd is not installed."
+
+target=${CARGO_TARGET_DIR:-target}
+file=${1:-$target/gpu-bundle.tar.zst}
+limit=$((60 * 1024 * 1024))
+eval "$(scripts/cuda-toolkit.sh)"
+
+staging=$(mktemp -d)
+trap 'rm -rf "$staging"' EXIT
+root=$staging/tunesmith-gpu
+mkdir -p "$root/tests" "$root/bench"
+
+# Copies the programs of one kind that a cargo command builds.
+programs() {
+    local kind=$1 folder=$2
+    shift 2
+    cargo "$@" --profile bundle --features cuda --message-format json-render-diagnostics |
+        sed -n "s/.*\"kind\":\[\"$kind\"\].*\"executable\":\"\([^\"]*\)\".*/\1/p" |
+        while read -r program; do
+            # Without the hash that cargo appends.
+            cp "$program" "$folder/$(basename "$program" | sed -E 's/-[0-9a-f]{16}$//')"
+        done
+}
+
+programs test "$root/tests" test --package tunesmith-emulator --no-run
+programs test "$root/tests" test --package tunesmith-ops --no-run
+programs bench "$root/bench" build --package tunesmith-emulator --bench kernels
+programs bin "$root" build --package tunesmith --bin tunesmith
+# Broken kernels on purpose, for the emulator's eyes only.
+rm -f "$root/tests/self_test"
+
+cp scripts/gpu-run.sh "$root/run.sh"
+git rev-parse HEAD >"$root/commit" 2>/dev/null || echo unknown >"$root/commit"
+
+# The programs share most of their bytes (the kernels): a long window finds them again.
+mkdir -p "$(dirname "$file")"
+tar -C "$staging" -c tunesmith-gpu | zstd -q -f -19 --long=27 -T0 -o "$file"
+size=$(stat -c %s "$file")
+ls -l "$root" "$root/tests" "$root/bench" | awk 'NF > 8 { print $5, $9 }'
+echo "$file: $size bytes"
+[[ $size -le $limit ]] || die "the bundle is larger than $limit bytes."
