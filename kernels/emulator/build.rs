@@ -22,7 +22,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Cargo shows this stream when a build script fails: the compiler's own words, line by line.
-            eprintln!("{error}");
+            #[allow(clippy::print_stderr)]
+            {
+                eprintln!("{error}");
+            }
             ExitCode::FAILURE
         }
     }
@@ -45,10 +48,17 @@ fn build() -> Result<()> {
     let compiler = build.try_get_compiler().ok().filter(|compiler| {
         unix && compiler.to_command().arg("--version").output().is_ok_and(|out| out.status.success())
     });
-    let Some(compiler) = compiler else {
+    let Some(_) = compiler else {
         println!("cargo:warning=No C++ compiler was found, so the CUDA kernels are not tested here.");
         return Ok(());
     };
+
+    // The compiler calls the emulator on every memory access (cpp/watch.cpp).
+    let mut kernels = build.clone();
+    kernels.flag("-fsanitize=thread").flag_if_supported("--param=tsan-instrument-func-entry-exit=0");
+    kernels.flag("-fsanitize=alignment,bounds,integer-divide-by-zero,shift,signed-integer-overflow");
+    kernels.flag("-fsanitize-recover=all");
+    let compiler = kernels.try_get_compiler()?;
 
     let mut sources = files(&cuda, "cu")?;
     sources.extend(files(&root.join("broken"), "cu")?);
@@ -112,7 +122,9 @@ fn compile_kernels(compiler: &Command, source: &Path, out: &Path) -> Result<Path
         count += 1;
     }
     let table = table(source);
-    let mut wrapper = format!("#include \"{}\"\n", source.display());
+    // What a file defines stays its own, whatever other files call theirs; the headers have to come before that.
+    let mut wrapper = String::from("#include \"mma.cuh\"\n");
+    let _ = writeln!(wrapper, "namespace {{\n#include \"{}\"\n}}", source.display());
     if count == 0 {
         let _ = writeln!(wrapper, "extern const EmulatedTable {table} = {{nullptr, 0}};");
     } else {

@@ -110,7 +110,7 @@ static void meet(Machine* m, EmulatedOp op, const char* file, int line) {
     }
     if (warp.arrived > 0 && (warp.op != op || warp.line != line || strcmp(warp.file, file) != 0)) {
         snprintf(text, sizeof text, "called %s while other lanes of its warp wait in %s (%s:%d)", name_of(op),
-                 name_of(warp.op), warp.file, warp.line);
+                 name_of(warp.op), short_name(warp.file), warp.line);
         emulated_fault(text, file, line);
     }
     warp.op = op;
@@ -120,6 +120,7 @@ static void meet(Machine* m, EmulatedOp op, const char* file, int line) {
         m->running->state = State::Warp;
     } else {
         complete(warp);
+        if (op == EmulatedOp::Syncwarp) warp.clock = ++m->clock;
         warp.arrived = 0;
         for (unsigned lane = 0; lane < 32; lane++) m->wake(index / 32 * 32 + lane);
     }
@@ -128,6 +129,7 @@ static void meet(Machine* m, EmulatedOp op, const char* file, int line) {
 
 uint64_t emulated_warp(EmulatedOp op, unsigned mask, uint64_t value, int operand, int width, const char* file, int line) {
     Machine* m = emulated_machine;
+    m->pc = __builtin_return_address(0);
     if (mask != 0xffffffffu) emulated_fault("called a warp collective with a mask that is not full", file, line);
     if (width < 1 || width > 32 || (width & (width - 1)) != 0) {
         emulated_fault("called a shuffle with a width that is no power of two up to 32", file, line);
@@ -142,6 +144,7 @@ uint64_t emulated_warp(EmulatedOp op, unsigned mask, uint64_t value, int operand
 
 void emulated_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const char* file, int line) {
     Machine* m = emulated_machine;
+    m->pc = __builtin_return_address(0);
     Lane& lane = m->warps[m->running->index / 32].lanes[m->running->index % 32];
     lane.out = c;
     lane.a = a;
@@ -157,8 +160,10 @@ static bool in_shared(const Machine* m, const void* p) {
 
 void emulated_ldmatrix(uint32_t (&r)[4], const void* row, bool transposed, const char* file, int line) {
     Machine* m = emulated_machine;
+    m->pc = __builtin_return_address(0);
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0) emulated_unaligned(row, 16, file, line);
     if (!in_shared(m, row)) emulated_fault("gave ldmatrix a row outside its shared memory", file, line);
+    watch_access(row, 16, false);
     Lane& lane = m->warps[m->running->index / 32].lanes[m->running->index % 32];
     lane.out = r;
     lane.a = row;
@@ -169,26 +174,32 @@ void emulated_ldmatrix(uint32_t (&r)[4], const void* row, bool transposed, const
 // missing wait and a reader that is not done with the target show.
 void emulated_cp_async(void* to, const void* from, bool valid, const char* file, int line) {
     Machine* m = emulated_machine;
+    m->pc = __builtin_return_address(0);
     if (reinterpret_cast<uintptr_t>(to) % 16 != 0) emulated_unaligned(to, 16, file, line);
     if (reinterpret_cast<uintptr_t>(from) % 16 != 0) emulated_unaligned(from, 16, file, line);
     if (!in_shared(m, to)) emulated_fault("copies to a place outside its shared memory", file, line);
-    // Reads what will be read later, so that a fault names the thread at its place.
-    const unsigned char first = *static_cast<const volatile unsigned char*>(from);
-    static_cast<void>(first);
+    // The read may be put off too, but here it can name its place. A copy of zeros reads nothing.
+    if (valid) watch_access(from, 16, false);
+    watch_access(to, 16, true);
     memset(to, 0xff, 16);
-    m->running->copies.push_back({to, from, valid, m->running->group, file, line});
+    m->running->copies.push_back({to, from, valid, m->running->group, m->pc});
 }
 
 void emulated_cp_async_commit() { emulated_machine->running->group++; }
 
 void emulated_cp_async_wait(int groups) {
-    Fiber* fiber = emulated_machine->running;
+    Machine* m = emulated_machine;
+    m->pc = __builtin_return_address(0);
+    Fiber* fiber = m->running;
     size_t kept = 0;
     for (const Copy& copy : fiber->copies) {
         // Copies of a group that is not closed yet are not waited for.
         if (copy.group + static_cast<unsigned>(groups) >= fiber->group) {
             fiber->copies[kept++] = copy;
-        } else if (copy.valid) {
+            continue;
+        }
+        watch_access(copy.to, 16, true);
+        if (copy.valid) {
             memcpy(copy.to, copy.from, 16);
         } else {
             memset(copy.to, 0, 16);
