@@ -223,7 +223,7 @@ fn refusal(launcher: &Launcher, places: &[Place], i: usize, place: Place) -> Str
     places[i] = place;
     let result = (launcher.run)(&d, &places);
     assert_eq!(d.launched(), [""; 0], "{} ran on {places:?}", launcher.name);
-    let text = result.expect_err(launcher.name).to_string();
+    let text = result.unwrap_err().to_string();
     assert!(text.starts_with(&format!("{}: ", launcher.name)), "{text}");
     text
 }
