@@ -105,7 +105,7 @@ void Machine::finish_barrier() {
 void emulated_syncthreads(const char* file, int line) {
     Machine* m = emulated_machine;
     m->pc = __builtin_return_address(0);
-    if (m->waiting > 0 && (m->barrier_line != line || strcmp(m->barrier_file, file) != 0)) {
+    if (m->waiting > 0 && (m->barrier_line != line || (m->barrier_file != file && strcmp(m->barrier_file, file) != 0))) {
         char text[512];
         snprintf(text, sizeof text, "reached a barrier while others wait at another one (%s:%d)",
                  short_name(m->barrier_file), m->barrier_line);
