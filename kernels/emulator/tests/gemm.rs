@@ -1,5 +1,7 @@
 //! The matrix product against sums in f64.
 
+#![allow(clippy::unwrap_used)]
+
 use half::bf16;
 use tunesmith_emulator::backends;
 use tunesmith_emulator::check::{Value, close, values, values_bf16};
