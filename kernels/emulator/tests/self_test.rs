@@ -257,6 +257,7 @@ fn launches() {
         refused("twice_rihgt", case, true, "there is no kernel of this name");
         refused("twice_right", Case { threads: 160, ..case }, true, "160 threads per block");
         refused("twice_right", Case { shared: 300_000, ..case }, true, "shared memory");
+        refused("twice_right", Case { grid: 0, ..case }, true, "a grid of 0 x 1 x 1 blocks");
         let args = [Arg::Address(0), Arg::Address(0), Arg::I64(1)];
         let launch = Launch { kernel: "twice_right", grid: [1, 1, 1], threads: 32, shared: 0, args: &args };
         // SAFETY: the emulator refuses it.
