@@ -70,9 +70,10 @@ macro_rules! on_gpu {
     (|$d:ident| $run:expr) => {};
 }
 
-/// Says once why tests did not run, past the capture of the test harness.
+/// Says that a test did not run, past the capture of the test harness.
 #[doc(hidden)]
 pub fn skipped(why: &str) {
+    // The same reason is given once: a program of tests has it for all of them or for none.
     static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     if said.iter().any(|one| one == why) {
