@@ -22,14 +22,34 @@ static unsigned source_of(EmulatedOp op, unsigned lane, int operand, int width) 
     }
 }
 
-static float bf16_value(uint32_t bits) { return __uint_as_float(bits << 16); }
+// Eight floats, in whatever registers the machine has.
+typedef float Row __attribute__((vector_size(32)));
 
-// Fragments to matrices and back by PTX's layouts (mma.cuh has them); exact products, f32 sums in the order of k.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__)
+#define FOR_EACH_MACHINE __attribute__((target_clones("avx2", "default")))
+#else
+#define FOR_EACH_MACHINE
+#endif
+
+// c += a b with f32 sums in the order of k. Four rows at a time, so that their sums do not wait for each other.
+FOR_EACH_MACHINE static void multiply_add(Row* c, const float (*a)[16], const Row* b) {
+    for (unsigned i = 0; i < 16; i += 4) {
+        Row c0 = c[i], c1 = c[i + 1], c2 = c[i + 2], c3 = c[i + 3];
+        for (unsigned k = 0; k < 16; k++) {
+            const Row v = b[k];
+            c0 += a[i][k] * v;
+            c1 += a[i + 1][k] * v;
+            c2 += a[i + 2][k] * v;
+            c3 += a[i + 3][k] * v;
+        }
+        c[i] = c0, c[i + 1] = c1, c[i + 2] = c2, c[i + 3] = c3;
+    }
+}
+
+// Fragments to matrices and back by PTX's layouts (mma.cuh has them). Products of bf16 are exact in f32.
 static void multiply(Warp& warp) {
-    typedef float Row __attribute__((vector_size(32)));
     float a[16][16];
-    alignas(32) float b[16][8];
-    alignas(32) float c[16][8];
+    alignas(32) float b[16][8], c[16][8];
     for (unsigned lane = 0; lane < 32; lane++) {
         const unsigned group = lane / 4, pair = 2 * (lane % 4);
         const uint32_t* from_a = static_cast<const uint32_t*>(warp.lanes[lane].a);
@@ -37,24 +57,20 @@ static void multiply(Warp& warp) {
         const float* from_c = static_cast<const float*>(warp.lanes[lane].out);
         for (unsigned i = 0; i < 4; i++) {
             const unsigned row = group + i % 2 * 8, column = pair + i / 2 * 8;
-            a[row][column] = bf16_value(from_a[i] & 0xffff);
-            a[row][column + 1] = bf16_value(from_a[i] >> 16);
+            a[row][column] = __uint_as_float(from_a[i] << 16);
+            a[row][column + 1] = __uint_as_float(from_a[i] & 0xffff0000u);
         }
         for (unsigned i = 0; i < 2; i++) {
-            b[pair + i * 8][group] = bf16_value(from_b[i] & 0xffff);
-            b[pair + i * 8 + 1][group] = bf16_value(from_b[i] >> 16);
+            b[pair + i * 8][group] = __uint_as_float(from_b[i] << 16);
+            b[pair + i * 8 + 1][group] = __uint_as_float(from_b[i] & 0xffff0000u);
         }
-        for (unsigned i = 0; i < 4; i++) c[group + i / 2 * 8][pair + i % 2] = from_c[i];
+        for (unsigned i = 0; i < 2; i++) memcpy(&c[group + i * 8][pair], from_c + 2 * i, 8);
     }
-    for (unsigned i = 0; i < 16; i++) {
-        Row sum = *reinterpret_cast<Row*>(c[i]);
-        for (unsigned k = 0; k < 16; k++) sum += a[i][k] * *reinterpret_cast<Row*>(b[k]);
-        *reinterpret_cast<Row*>(c[i]) = sum;
-    }
+    multiply_add(reinterpret_cast<Row*>(c), a, reinterpret_cast<const Row*>(b));
     for (unsigned lane = 0; lane < 32; lane++) {
         const unsigned group = lane / 4, pair = 2 * (lane % 4);
         float* out = static_cast<float*>(warp.lanes[lane].out);
-        for (unsigned i = 0; i < 4; i++) out[i] = c[group + i / 2 * 8][pair + i % 2];
+        for (unsigned i = 0; i < 2; i++) memcpy(out + 2 * i, &c[group + i * 8][pair], 8);
     }
 }
 
@@ -108,7 +124,7 @@ static void meet(Machine* m, EmulatedOp op, const char* file, int line) {
         snprintf(text, sizeof text, "called %s in a warp that has not all of its 32 lanes", name_of(op));
         emulated_fault(text, file, line);
     }
-    if (warp.arrived > 0 && (warp.op != op || warp.line != line || strcmp(warp.file, file) != 0)) {
+    if (warp.arrived > 0 && (warp.op != op || warp.line != line || (warp.file != file && strcmp(warp.file, file) != 0))) {
         snprintf(text, sizeof text, "called %s while other lanes of its warp wait in %s (%s:%d)", name_of(op),
                  name_of(warp.op), short_name(warp.file), warp.line);
         emulated_fault(text, file, line);

@@ -105,7 +105,7 @@ void Machine::finish_barrier() {
 void emulated_syncthreads(const char* file, int line) {
     Machine* m = emulated_machine;
     m->pc = __builtin_return_address(0);
-    if (m->waiting > 0 && (m->barrier_line != line || strcmp(m->barrier_file, file) != 0)) {
+    if (m->waiting > 0 && (m->barrier_line != line || (m->barrier_file != file && strcmp(m->barrier_file, file) != 0))) {
         char text[512];
         snprintf(text, sizeof text, "reached a barrier while others wait at another one (%s:%d)",
                  short_name(m->barrier_file), m->barrier_line);
@@ -359,9 +359,10 @@ int emulator_launch(const EmulatedLaunch* launch, EmulatedFault* fault) {
         return snprintf(text, bytes, "was launched with %u threads per block but is made for 1 to %u", launch->threads,
                         kernel->threads), 1;
     }
-    if (launch->grid[0] == 0 || launch->grid[1] == 0 || launch->grid[2] == 0) {
-        return snprintf(text, bytes, "was launched on a grid of %u x %u x %u blocks", launch->grid[0], launch->grid[1],
-                        launch->grid[2]), 1;
+    const unsigned* grid = launch->grid;
+    if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[0] > 0x7fffffff || grid[1] > 65535 || grid[2] > 65535) {
+        return snprintf(text, bytes, "was launched on a grid of %u x %u x %u blocks, which no GPU has", grid[0], grid[1],
+                        grid[2]), 1;
     }
     if (launch->shared > 227 * 1024) {
         return snprintf(text, bytes, "asks for %u bytes of shared memory; a block can have %u", launch->shared,

@@ -8,7 +8,8 @@
 
 #include "emulator.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+// Elsewhere, or with EMULATED_UCONTEXT, the C library's contexts do the same at the price of two system calls a switch.
+#if defined(__x86_64__) && defined(__linux__) && !defined(EMULATED_UCONTEXT)
 #define EMULATED_OWN_SWITCH 1
 #else
 #include <ucontext.h>

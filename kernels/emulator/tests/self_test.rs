@@ -257,6 +257,7 @@ fn launches() {
         refused("twice_rihgt", case, true, "there is no kernel of this name");
         refused("twice_right", Case { threads: 160, ..case }, true, "160 threads per block");
         refused("twice_right", Case { shared: 300_000, ..case }, true, "shared memory");
+        refused("twice_right", Case { grid: 0, ..case }, true, "a grid of 0 x 1 x 1 blocks");
         let args = [Arg::Address(0), Arg::Address(0), Arg::I64(1)];
         let launch = Launch { kernel: "twice_right", grid: [1, 1, 1], threads: 32, shared: 0, args: &args };
         // SAFETY: the emulator refuses it.
@@ -271,16 +272,20 @@ fn launches() {
     });
 }
 
-/// Prints what a barrier costs: `cargo test -p tunesmith-emulator -- --ignored --nocapture barrier_cost`.
+/// Prints what collectives cost: `cargo test -p tunesmith-emulator -- --ignored --nocapture cost`.
 #[test]
 #[ignore = "measures, proves nothing"]
-fn barrier_cost() {
+fn cost() {
     each_seed(|d| {
-        for threads in [32, 128, 256, 1024] {
-            let case = Case { grid: 1, threads, shared: 0, len: 1, n: 10_000 };
+        let time = |kernel, threads, n: i32| {
+            let case = Case { grid: 1, threads, shared: 2048, len: 1, n };
             let start = std::time::Instant::now();
-            run(d, "many_barriers", case, &[&[0.0]], true).unwrap();
-            println!("{threads} threads: {:?} per barrier", start.elapsed() / 10_000);
+            run(d, kernel, case, &[&[0.0]], true).unwrap();
+            start.elapsed() / n as u32
+        };
+        for threads in [32, 128, 256, 1024] {
+            println!("{threads} threads: {:?} per barrier", time("many_barriers", threads, 10_000));
         }
+        println!("4 warps: {:?} per ldmatrix and 8 mma of each", time("many_products", 128, 1000));
     });
 }
