@@ -146,10 +146,10 @@ fn sources() -> Result<(Vec<PathBuf>, String)> {
     Ok((files, headers))
 }
 
-/// As many calls at a time as cargo allows jobs, the longest file first.
+/// As many calls at a time as cargo allows jobs, the longest files first.
 fn in_parallel(sources: &[PathBuf], compile: impl Fn(&Path) -> Result<String> + Sync) -> Result<Vec<String>> {
     let mut order: Vec<usize> = (0..sources.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(fs::metadata(&sources[i]).map_or(0, |v| v.len())));
+    order.sort_by_key(|&i| std::cmp::Reverse(length(&sources[i])));
     let jobs = env::var("NUM_JOBS").ok().and_then(|v| v.parse().ok()).unwrap_or(2_usize).max(1);
     let next = AtomicUsize::new(0);
     let work = || {
@@ -168,6 +168,14 @@ fn in_parallel(sources: &[PathBuf], compile: impl Fn(&Path) -> Result<String> + 
     }
     done.sort_by_key(|(i, _)| *i);
     done.into_iter().map(|(_, report)| report).collect()
+}
+
+/// Bytes of a file and of the headers that it names.
+fn length(source: &Path) -> usize {
+    let text = fs::read_to_string(source).unwrap_or_default();
+    let named = text.lines().filter_map(|line| line.strip_prefix("#include \"")?.strip_suffix('"'));
+    let header = |name: &str| fs::metadata(source.with_file_name(name)).map_or(0, |v| v.len() as usize);
+    text.len() + named.map(header).sum::<usize>()
 }
 
 /// What ptxas tells of one kernel on one architecture.

@@ -60,6 +60,7 @@ outcome() {
 }
 
 if [[ ${TESTS:-1} != 0 ]]; then
+    outcome start "tunesmith --version" "$OUT/tests.log" 60 "$here/tunesmith" --version
     for program in "$here"/tests/*; do
         outcome test "$(basename "$program")" "$OUT/tests.log" 300 "$program"
     done

@@ -2,7 +2,7 @@
 //! (`fake_cuda.c`). Each test that needs the stand-in runs [`child`] in a process of its own.
 
 #![cfg(feature = "cuda")]
-#![allow(missing_docs, unsafe_code)]
+#![allow(missing_docs, unsafe_code, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -235,13 +235,14 @@ impl Drop for Context {
 #[derive(Debug)]
 pub struct Memory {
     pub(super) address: CUdeviceptr,
+    pub(super) bytes: usize,
     device: Arc<Device>,
 }
 
 impl Memory {
     pub(super) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
         device.context.enter()?;
-        Ok(Self { address: device.context.alloc(bytes.max(1))?, device: Arc::clone(device) })
+        Ok(Self { address: device.context.alloc(bytes.max(1))?, bytes, device: Arc::clone(device) })
     }
 }
 

@@ -16,7 +16,7 @@ use std::fmt::{self, Debug, Formatter};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use cudarc::driver::result::launch_kernel;
+use cudarc::driver::result::{launch_kernel, memcpy_dtod_async};
 use cudarc::driver::sys::{cuMemcpyDtoHAsync_v2, cuMemsetD8Async};
 
 use self::device::Device;
@@ -25,7 +25,7 @@ use self::event::Event;
 pub use self::modules::RESOURCES;
 use self::status::Named;
 use super::driver::{Arg, Driver, Gemm, Launch, Limits};
-use super::error::{Error, Result};
+use super::error::{Error, Result, expect};
 
 /// The most arguments that a kernel may have.
 const MAX_ARGS: usize = 48;
@@ -98,6 +98,16 @@ impl Cuda {
         end.record(self.0.context.stream)?;
         end.wait()?;
         Ok((out, end.since(&start)?))
+    }
+
+    /// Queues the driver's own copy of a whole block to another of the same size: what memory-bound kernels are held
+    /// against.
+    pub fn copy(&self, from: &Memory, to: &mut Memory) -> Result<()> {
+        expect("copy", from.bytes == to.bytes, || format!("{} bytes into {}", from.bytes, to.bytes))?;
+        self.enter()?;
+        // SAFETY: both blocks are live and of that size.
+        unsafe { memcpy_dtod_async(to.address, from.address, from.bytes, self.0.context.stream) }
+            .named("cuMemcpyDtoDAsync")
     }
 
     fn enter(&self) -> Result<()> {
