@@ -191,8 +191,8 @@ fn check(documents: Documents<'_>) -> Result<()> {
     })?;
     for (i, (q, k)) in cu_queries.windows(2).zip(cu_keys.windows(2)).enumerate() {
         let (positions, keys) = (&positions[q[0]..q[1]], k[1] - k[0]);
-        if let Some(pair) = positions.windows(2).find(|pair| pair[0] >= pair[1]) {
-            return Err(Error::shape(OP, format!("document {i}: position {} after {}", pair[1], pair[0])));
+        if let Some(&[before, after]) = positions.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return Err(Error::shape(OP, format!("document {i}: position {after} after {before}")));
         }
         if let Some(&p) = positions.last().filter(|&&p| p >= keys) {
             return Err(Error::shape(OP, format!("document {i}: position {p} with {keys} keys")));
