@@ -1,5 +1,7 @@
 //! Dropout against Philox as its paper has it.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "common/padded.rs"]
 mod padded;
 

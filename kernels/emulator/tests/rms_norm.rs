@@ -1,12 +1,14 @@
 //! RMSNorm against f64.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "common/padded.rs"]
 mod padded;
 
 use half::bf16;
 use padded::{Padded, ROWS, Shape, only_these_rows, random, same_bits, wide};
 use tunesmith_emulator::backends;
-use tunesmith_emulator::check::{close, to_bf16, values};
+use tunesmith_emulator::check::{close, round_bf16, to_bf16, values};
 use tunesmith_kernels::gpu::rms_norm::{rms_norm, rms_norm_backward};
 use tunesmith_kernels::gpu::{Driver, Error, Slice};
 
@@ -68,6 +70,12 @@ impl Case {
         (dx.read(d), y.read(d))
     }
 
+    /// y from `rstd` in Hugging Face's order of rounding.
+    fn rounded(&self, rstd: &[f32]) -> Vec<bf16> {
+        let normal = |i: usize| round_bf16(self.x[i].to_f32() * rstd[i / self.shape.cols]);
+        (0..self.x.len()).map(|i| bf16::from_f32(normal(i) * self.w[i % self.shape.cols].to_f32())).collect()
+    }
+
     /// y, rstd and dx in f64.
     fn reference(&self) -> [Vec<f64>; 3] {
         let [mut y, mut rstds, mut dx] = [const { Vec::new() }; 3];
@@ -98,6 +106,7 @@ fn against_f64<D: Driver>(d: &D) {
         let (y, rstd) = case.forward(d);
         close(&format!("y of {shape:?}"), &y, &y_ref, TOLERANCE);
         close(&format!("rstd of {shape:?}"), &rstd, &rstd_ref, 1e-5);
+        same_bits(&format!("order of rounding of {shape:?}"), &y, &case.rounded(&rstd));
 
         let (dx, again) = case.backward(d, &rstd, true);
         close(&format!("dx of {shape:?}"), &dx, &dx_ref, TOLERANCE);

@@ -1,5 +1,7 @@
 //! Rotary position embedding against f64.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "common/padded.rs"]
 mod padded;
 
@@ -113,7 +115,7 @@ fn not_finite<D: Driver>(d: &D) {
         // The launcher knows the largest position only from its caller.
         let mut lost = Case::new(shape, 64);
         lost.positions[1] = POSITIONS as i32;
-        lost.positions[4] = -1;
+        lost.positions[4] = i32::MIN;
         let spoilt = lost.run(d, &lost.x, false);
         only_these_rows("positions", &spoilt, &out, shape.cols, &[1, 4]);
         for row in [1, 4] {

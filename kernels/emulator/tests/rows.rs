@@ -1,5 +1,7 @@
 //! Moving rows: exact, or rounded once.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "common/padded.rs"]
 mod padded;
 
@@ -153,7 +155,8 @@ fn cast<D: Driver>(d: &D) {
         same_bits(&format!("widen {shape:?}"), &out.read(d), &expected);
     }
     // Ties, the largest values, what is not finite.
-    let hard = [1.003_906_25, 1.011_718_75, f32::MAX, f32::MIN, f32::INFINITY, f32::NAN, -0.0, 1e-40];
+    let hard =
+        [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::MAX, f32::MIN, f32::INFINITY, f32::NAN, -0.0, 1e-40];
     let shape = Shape::aligned(1, 8);
     let m = Padded::new(d, shape, &hard);
     let mut out = Padded::poisoned(d, shape);
