@@ -17,7 +17,7 @@ pub trait Element: Copy + Send + Sync + 'static + bytemuck::Pod {
 macro_rules! element {
     ($($ty:ty => $name:literal),*) => { $(impl Element for $ty { const NAME: &'static str = $name; })* };
 }
-element!(bf16 => "bf16", f32 => "f32", u32 => "u32", i32 => "i32", u8 => "u8");
+element!(bf16 => "bf16", f32 => "f32", u32 => "u32", i32 => "i32", u8 => "u8", f64 => "f64");
 
 /// A flat array of `T` on the device of `D`.
 #[derive(Debug)]
