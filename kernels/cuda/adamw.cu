@@ -39,8 +39,9 @@ DEVICE bf16* place_of(const Segment& s, int64_t i) {
     return s.to + row * s.ld + (offset - row * s.cols);
 }
 
-// Copies what of the values i, i + 1, ... below n lies in segments, of which `s` is the first that may have them.
-DEVICE void copy(const float (&p)[WIDTH], int64_t i, int64_t n, uint32_t s, const Segment* __restrict__ segments,
+// Copies what of the values from i on lies in segments, of which `s` is the first that may have them. None goes on
+// beyond n.
+DEVICE void copy(const float (&p)[WIDTH], int64_t i, uint32_t s, const Segment* __restrict__ segments,
                  uint32_t count) {
     while (s < count && i >= segments[s].start + segments[s].length) s++;
     if (s >= count) return;
@@ -58,7 +59,6 @@ DEVICE void copy(const float (&p)[WIDTH], int64_t i, int64_t n, uint32_t s, cons
     }
 #pragma unroll
     for (int j = 0; j < WIDTH; j++) {
-        if (i + j >= n) return;
         while (i + j >= segment.start + segment.length) {
             if (++s >= count) return;
             segment = segments[s];
@@ -123,7 +123,7 @@ DEVICE void adamw(ADAMW, COPIES) {
     store(p, i, n, value);
     store(m, i, n, mean);
     store(v, i, n, square);
-    if (COPY) copy(value, i, n, segment, segments, count);
+    if (COPY) copy(value, i, segment, segments, count);
 }
 
 #define PASS_ADAMW p, g, m, v, n, decay, one_b1, b2, one_b2, step_size, root, eps, scale, norm

@@ -243,5 +243,6 @@ fn apart(a: &Segment, b: &Segment) -> bool {
     let (row, col) = ((b.at - a.at) / ld, (b.at - a.at) % ld);
     // b can also run over the end of one of a's rows into the next.
     let runs_over = col + b.cols > ld && row + 1 < a.rows;
-    !(col < a.cols && row < a.rows) && !runs_over
+    let inside = col < a.cols && row < a.rows;
+    !inside && !runs_over
 }
