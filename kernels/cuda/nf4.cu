@@ -26,18 +26,11 @@ __constant__ float NF4_FRACTIONS[16] = {
     0.079580300f,   0.16093020f,  0.24611230f,  0.33791524f,  0.44070983f,  0.56261700f,  0.72295684f,   1.0f,
 };
 
-struct Scales {
-    const float* __restrict__ absmax;  // plain, or of the second quantisation
-    const uint8_t* __restrict__ codes;
-    const float* map;  // in shared memory
-    float offset;
-
-    template <bool DOUBLE>
-    DEVICE float of(int64_t block) const {
-        if (!DOUBLE) return absmax[block];
-        return __fadd_rn(__fmul_rn(map[codes[block]], absmax[block / NF4_NESTED_BLOCK]), offset);
-    }
-};
+// Two roundings in the double case, as in the original.
+template <bool DOUBLE>
+DEVICE float scale_of(const float* map, int code, float absmax, float offset) {
+    return DOUBLE ? __fadd_rn(__fmul_rn(map[code], absmax), offset) : absmax;
+}
 
 // Fills the tables in shared memory. A barrier has to follow.
 template <bool DOUBLE>
@@ -61,34 +54,36 @@ DEVICE void nf4_dequantize(NF4_DEQUANTIZE) {
     const unsigned count = static_cast<unsigned>(values / 8), per_row = static_cast<unsigned>(cols) / 8;
     const unsigned first = blockIdx.x * (NF4_THREADS * NF4_WORDS) + threadIdx.x;
 
+    // Beyond the end, the last word again: a branch would make each load wait for the one before.
     uint32_t word[NF4_WORDS];
+    float scale[NF4_WORDS];
+    int code[NF4_WORDS];
 #pragma unroll
     for (int w = 0; w < NF4_WORDS; w++) {
-        const unsigned at = first + w * NF4_THREADS;
+        const unsigned at = min(first + w * NF4_THREADS, count - 1), block = at / (NF4_BLOCK / 8);
         CHECK_ALIGNED(words + at, 4);
-        word[w] = at < count ? __ldcs(words + at) : 0;
+        word[w] = __ldcs(words + at);
+        code[w] = DOUBLE ? codes[block] : 0;
+        scale[w] = absmax[DOUBLE ? block / NF4_NESTED_BLOCK : block];
     }
     fill_tables<DOUBLE>(fractions, own_map, map);
     __syncthreads();
-    const Scales scales = {absmax, codes, own_map, offset};
-    float scale[NF4_WORDS];
+#pragma unroll
+    for (int w = 0; w < NF4_WORDS; w++) scale[w] = scale_of<DOUBLE>(own_map, code[w], scale[w], offset);
+
+    // From word to word without dividing again.
+    const unsigned step_rows = NF4_THREADS / per_row, step_columns = NF4_THREADS % per_row;
+    unsigned row = first / per_row, column = first % per_row;
 #pragma unroll
     for (int w = 0; w < NF4_WORDS; w++) {
-        const unsigned at = first + w * NF4_THREADS;
-        scale[w] = at < count ? scales.of<DOUBLE>(at / (NF4_BLOCK / 8)) : 0.0f;
-    }
-#pragma unroll
-    for (int w = 0; w < NF4_WORDS; w++) {
-        const unsigned at = first + w * NF4_THREADS;
-        if (at < count) {
+        if (first + w * NF4_THREADS < count) {
             float v[8];
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 // Byte i / 2, the high half first.
                 v[i] = __fmul_rn(fractions[word[w] >> (i / 2 * 8 + (i % 2 == 0 ? 4 : 0)) & 15], scale[w]);
             }
-            const unsigned row = at / per_row;
-            bf16* to = out + row * ld + (at - row * per_row) * 8;
+            bf16* to = out + row * ld + column * 8;
             CHECK_ALIGNED(to, 16);
             uint4 eight;
             eight.x = pack_bf16(v[0], v[1]);
@@ -96,6 +91,12 @@ DEVICE void nf4_dequantize(NF4_DEQUANTIZE) {
             eight.z = pack_bf16(v[4], v[5]);
             eight.w = pack_bf16(v[6], v[7]);
             __stcg(reinterpret_cast<uint4*>(to), eight);
+        }
+        row += step_rows;
+        column += step_columns;
+        if (column >= per_row) {
+            column -= per_row;
+            row++;
         }
     }
 }
@@ -109,10 +110,11 @@ DEVICE void nf4_dequantize_any(NF4_DEQUANTIZE) {
     __syncthreads();
     const int64_t i = static_cast<int64_t>(blockIdx.x) * NF4_THREADS + threadIdx.x;
     if (i >= values) return;
-    const Scales scales = {absmax, codes, own_map, offset};
+    const int64_t block = i / NF4_BLOCK;
+    const float magnitude = absmax[DOUBLE ? block / NF4_NESTED_BLOCK : block];
+    const float scale = scale_of<DOUBLE>(own_map, DOUBLE ? codes[block] : 0, magnitude, offset);
     const int byte = packed[i / 2];
-    const float value = __fmul_rn(fractions[i % 2 == 0 ? byte >> 4 : byte & 15], scales.of<DOUBLE>(i / NF4_BLOCK));
-    out[i / cols * ld + i % cols] = to_bf16(value);
+    out[i / cols * ld + i % cols] = to_bf16(__fmul_rn(fractions[i % 2 == 0 ? byte >> 4 : byte & 15], scale));
 }
 
 #define PASS_NF4 packed, absmax, codes, map, offset, out, ld, cols, values

@@ -1,5 +1,7 @@
 //! NF4 on the CPU and as a kernel, bit for bit against each other and against what bitsandbytes has written.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
