@@ -209,6 +209,56 @@ fn the_kernel_agrees_with_the_cpu_on_every_shape() {
     });
 }
 
+/// Rounding to bf16 hides most of what a wrong last bit would do. These magnitudes are such that it does not.
+#[test]
+fn fractions_are_right_to_the_last_bit() {
+    let half_way = |i: u32| f32::from_bits(0x3f80_8000 + (i << 16));
+    let rounded = |fraction: f32, absmax: f32| bf16::from_f32(fraction * absmax).to_bits();
+    let (mut codes, mut absmax) = (Vec::new(), Vec::new());
+    for (code, fraction) in NF4_CODE.into_iter().enumerate().filter(|(_, fraction)| *fraction != 0.0) {
+        for neighbour in [fraction.next_up(), fraction.next_down()] {
+            let around = |middle: f32| (0..32).map(move |i| f32::from_bits(middle.to_bits() - 16 + i));
+            let telling = (0..128)
+                .flat_map(|i| around(half_way(i) / fraction.abs()))
+                .find(|&absmax| rounded(fraction, absmax) != rounded(neighbour, absmax));
+            codes.extend([code as u8 * 0x11; NF4_BLOCK / 2]);
+            absmax.push(telling.unwrap());
+        }
+    }
+    let (rows, weight) = (absmax.len(), Nf4 { packed: codes, scales: Nf4Scales::Plain { absmax } });
+    backends!(|d| agrees(&d, &weight, rows, NF4_BLOCK, NF4_BLOCK, 0));
+}
+
+/// A fused multiply-add makes other magnitudes, a few of which round to another bf16.
+#[test]
+fn magnitudes_are_rounded_twice() {
+    let (map, offset) = (nf4_dynamic_map(), 0.131_f32);
+    let mut telling = Vec::new();
+    for nested in values(7, 4000) {
+        for (code, &value) in map.iter().enumerate() {
+            let (twice, once) = (value * nested + offset, value.mul_add(nested, offset));
+            if bf16::from_f32(twice) != bf16::from_f32(once) {
+                telling.push((code as u8, nested));
+            }
+        }
+    }
+    assert!(telling.len() > 3);
+    backends!(|d| {
+        for &(code, nested) in telling.iter().take(8) {
+            let scales = Nf4Scales::Double {
+                codes: vec![code],
+                map: map.clone(),
+                nested_absmax: vec![nested],
+                offset,
+            };
+            // The last code is the whole magnitude.
+            let weight = Nf4 { packed: vec![0xff; NF4_BLOCK / 2], scales };
+            agrees(&d, &weight, 1, NF4_BLOCK, NF4_BLOCK, 0);
+            agrees(&d, &weight, 1, NF4_BLOCK, NF4_BLOCK, 1);
+        }
+    });
+}
+
 #[test]
 fn what_is_not_finite_stays_in_its_block() {
     let mut weight = values(3, 5 * 64);
