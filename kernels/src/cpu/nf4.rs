@@ -5,7 +5,8 @@
 //! in the high half. Double quantisation stores the magnitudes themselves in 8 bits, in blocks of 256.
 //!
 //! All of it is bit for bit what bitsandbytes does on a CPU, so that a checkpoint quantised here and one quantised
-//! there are the same file.
+//! there are the same file. One thing differs there from machine to machine: the order in which the mean magnitude is
+//! summed. Here it is that of one thread with AVX2, on every machine.
 
 use rayon::prelude::*;
 
