@@ -6,8 +6,8 @@
 // logits z [rows, vocab] bf16 with a leading dimension; targets y [rows] uint32; losses [rows] f32. Nothing is saved. A
 // NaN or +inf in a row makes its loss and its gradient NaN, and so does a target that is not below `vocab`.
 //
-// Bytes per row: 2 vocab for the loss alone; 4 vocab with the gradient, of which what does not fit shared memory is read
-// a second time, mostly from L2.
+// Bytes per row: 2 vocab for the loss alone; 4 vocab with the gradient, of which what does not fit shared memory is
+// read a second time, mostly from L2.
 //
 // A block holds a row and reads it once: every thread keeps a maximum and a sum of its own, rescaled when the maximum
 // grows, and leaves what it read in shared memory for itself. `pieces` of eight values come first, the first `kept` of

@@ -33,6 +33,9 @@ pub enum Error {
         /// Positions there are.
         limit: usize,
     },
+    /// What the device said.
+    #[error(transparent)]
+    Device(#[from] tunesmith_kernels::gpu::Error),
 }
 
 impl Error {

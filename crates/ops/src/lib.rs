@@ -1,9 +1,10 @@
 //! The seam between mathematics and device.
 //!
 //! [`Kernels`] is everything the decoder, the loss and the optimizer ask of a device. [`RefKernels`] answers on
-//! the CPU in f32; a CUDA backend answers with bf16 storage and f32 sums. Above this trait no code knows
-//! which one it runs on.
+//! the CPU in f32, [`DeviceKernels`] on a GPU with bf16 storage and f32 sums. Above this trait no code knows which one
+//! it runs on.
 
+mod device;
 mod error;
 mod fixed;
 mod kernels;
@@ -13,6 +14,7 @@ mod rng;
 mod rope;
 mod sequences;
 
+pub use device::DeviceKernels;
 pub use error::Error;
 pub use fixed::{Fixed, Index, RowNames, Tag};
 pub use kernels::{Attention, Kernels};
@@ -22,3 +24,7 @@ pub use rng::{DropoutKey, Philox};
 pub use rope::RopeTable;
 pub use sequences::Sequences;
 pub use tunesmith_kernels::cpu::AdamW;
+
+/// The kernels on an NVIDIA GPU.
+#[cfg(feature = "cuda")]
+pub type CudaKernels = DeviceKernels<tunesmith_kernels::gpu::cuda::Cuda>;

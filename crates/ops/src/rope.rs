@@ -46,6 +46,11 @@ impl RopeTable {
         self.positions
     }
 
+    /// cos and sin of all positions, `[positions, head_dim / 2]` each.
+    pub(crate) fn values(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// cos and sin of one position, `[head_dim / 2]` each; `None` beyond the table.
     pub fn row(&self, position: usize) -> Option<(&[f32], &[f32])> {
         let at = position * self.half;

@@ -83,6 +83,11 @@ impl Sequences {
         self.cu_keys.last().copied().unwrap_or(0)
     }
 
+    /// Where each document's queries and keys begin and end, `[documents + 1]` each.
+    pub(crate) fn boundaries(&self) -> (&[usize], &[usize]) {
+        (&self.cu_queries, &self.cu_keys)
+    }
+
     /// The query rows of a document.
     pub fn query_rows(&self, document: usize) -> Range<usize> {
         self.cu_queries[document]..self.cu_queries[document + 1]

@@ -1,0 +1,405 @@
+//! [`DeviceKernels`]: the kernels of `kernels/cuda` on whatever runs them.
+
+mod memo;
+mod scratch;
+mod views;
+
+use std::sync::Arc;
+
+use tunesmith_kernels::gpu::attention::{self, Documents, Gradients, Heads, Inputs, Plan};
+use tunesmith_kernels::gpu::{
+    Driver, Slice, View, ViewMut, adamw, bf16, cross_entropy, dropout, gemm, norm, rms_norm, rope, rows,
+    swiglu,
+};
+
+use crate::kernels::{Attention, Kernels};
+use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
+use memo::Memo;
+use scratch::Scratch;
+use views::{expect, factor, host, view, view_mut};
+
+/// Logits held at a time by the chunked cross-entropy, in values (512 MB at most): enough rows to keep the products
+/// efficient at any vocabulary.
+const LOGITS_CHUNK: usize = 256 << 20;
+/// Rows of logits held at a time, at most.
+const LOGITS_ROWS: usize = 4096;
+
+/// The kernels of `kernels/cuda` on a device: bf16 storage of activations and frozen weights, f32 sums, f32 LoRA
+/// parameters, gradients and moments. The device is a GPU (`CudaKernels`, with feature `cuda`) or the emulator of
+/// the tests.
+///
+/// Two runs give equal bits. Work is queued; only what hands values to the host waits for it.
+#[derive(Debug)]
+pub struct DeviceKernels<D: Driver> {
+    d: Arc<D>,
+    positions: Memo<Slice<D, i32>>,
+    rows: Memo<Slice<D, u32>>,
+    /// By the rows' tag; the length says of how many rows.
+    inverse_rows: Memo<Slice<D, i32>>,
+    names: Memo<Slice<D, u32>>,
+    rope: Memo<[Slice<D, f32>; 2]>,
+    plans: Memo<Plan<D>>,
+    staging: Scratch<D, bf16>,
+    logits: Scratch<D, bf16>,
+    ids: Scratch<D, u32>,
+    statistics: Scratch<D, f32>,
+    partial_sums: Scratch<D, f64>,
+}
+
+impl<D: Driver> DeviceKernels<D> {
+    /// The kernels on `d`.
+    pub fn new(d: D) -> Self {
+        Self::shared(Arc::new(d))
+    }
+
+    /// The kernels on a device that others use too.
+    pub fn shared(d: Arc<D>) -> Self {
+        Self {
+            d,
+            positions: Memo::default(),
+            rows: Memo::default(),
+            inverse_rows: Memo::default(),
+            names: Memo::default(),
+            rope: Memo::default(),
+            plans: Memo::default(),
+            staging: Scratch::default(),
+            logits: Scratch::default(),
+            ids: Scratch::default(),
+            statistics: Scratch::default(),
+            partial_sums: Scratch::default(),
+        }
+    }
+
+    /// The device.
+    pub fn driver(&self) -> &D {
+        &self.d
+    }
+
+    fn plan(&self, sequences: &Sequences) -> Result<Arc<Plan<D>>, Error> {
+        self.plans.get(sequences.tag(), || {
+            let (cu_queries, cu_keys) = sequences.boundaries();
+            let documents = Documents { cu_queries, cu_keys, positions: sequences.query_positions() };
+            Ok(Plan::new(&*self.d, documents)?)
+        })
+    }
+}
+
+fn heads(how: &Attention<'_>) -> Heads {
+    let (heads, kv_heads, head_dim, window) = (how.heads, how.kv_heads, how.head_dim, how.window);
+    Heads { heads, kv_heads, head_dim, window }
+}
+
+/// Ids that the kernels may look up without a check of their own.
+fn in_vocabulary(ids: &[u32], vocab_size: usize) -> Result<(), Error> {
+    match ids.iter().position(|&id| id as usize >= vocab_size) {
+        Some(position) => Err(Error::TokenOutOfRange { id: ids[position], position, vocab_size }),
+        None => Ok(()),
+    }
+}
+
+fn uploaded<D: Driver>(d: &D, rows: &Index) -> Result<Slice<D, u32>, Error> {
+    let rows: Vec<u32> = rows.iter().map(|&r| r as u32).collect();
+    Ok(Slice::from_host(d, &rows)?)
+}
+
+impl<D: Driver> Kernels for DeviceKernels<D> {
+    type Buf = Slice<D, bf16>;
+    type Full = Slice<D, f32>;
+
+    fn zeros(&self, len: usize) -> Result<Self::Buf, Error> {
+        Ok(Slice::zeros(&*self.d, len)?)
+    }
+
+    fn zeros_full(&self, len: usize) -> Result<Self::Full, Error> {
+        Ok(Slice::zeros(&*self.d, len)?)
+    }
+
+    fn write(&self, values: &[f32], out: MatMut<'_, Self::Buf>) -> Result<(), Error> {
+        let d = &*self.d;
+        expect("write", values.len() == out.rows * out.cols, || format!("{} values", values.len()))?;
+        if out.rows <= 1 || out.cols == out.ld {
+            return Ok(out.buf.write(d, out.at, &host(values))?);
+        }
+        self.staging.with(d, values.len(), |staging| {
+            staging.write(d, 0, &host(values))?;
+            let m = View::new(&*staging, out.rows, out.cols, out.cols);
+            Ok(rows::copy(d, m, view_mut(out))?)
+        })
+    }
+
+    fn read(&self, m: Mat<'_, Self::Buf>) -> Result<Vec<f32>, Error> {
+        let (d, n) = (&*self.d, m.rows * m.cols);
+        let wide = |values: Vec<bf16>| values.iter().map(|v| v.to_f32()).collect();
+        if m.rows <= 1 || m.cols == m.ld {
+            return Ok(wide(m.buf.read(d, m.at..m.at + n)?));
+        }
+        self.staging.with(d, n, |staging| {
+            rows::copy(d, view("read", m)?, ViewMut::new(staging, m.rows, m.cols, m.cols))?;
+            Ok(wide(staging.read(d, 0..n)?))
+        })
+    }
+
+    fn write_full(&self, values: &[f32], out: &mut Self::Full, at: usize) -> Result<(), Error> {
+        Ok(out.write(&*self.d, at, values)?)
+    }
+
+    fn read_full(&self, buf: &Self::Full) -> Result<Vec<f32>, Error> {
+        Ok(buf.to_host(&*self.d)?)
+    }
+
+    fn clear_full(&self, out: &mut Self::Full) -> Result<(), Error> {
+        Ok(out.clear(&*self.d)?)
+    }
+
+    fn rank_padding(&self) -> usize {
+        64
+    }
+
+    fn gemm(
+        &self,
+        alpha: f32,
+        a: Mat<'_, Self::Buf>,
+        b: Mat<'_, Self::Buf>,
+        beta: f32,
+        c: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error> {
+        Ok(gemm::gemm(&*self.d, alpha, factor(a), factor(b), beta, view_mut(c))?)
+    }
+
+    fn gemm_full(
+        &self,
+        alpha: f32,
+        a: Mat<'_, Self::Buf>,
+        b: Mat<'_, Self::Buf>,
+        beta: f32,
+        c: MatMut<'_, Self::Full>,
+    ) -> Result<(), Error> {
+        Ok(gemm::gemm(&*self.d, alpha, factor(a), factor(b), beta, view_mut(c))?)
+    }
+
+    fn cast(&self, alpha: f32, m: Mat<'_, Self::Full>, out: MatMut<'_, Self::Buf>) -> Result<(), Error> {
+        Ok(rows::narrow(&*self.d, alpha, view("cast", m)?, view_mut(out))?)
+    }
+
+    fn clear(&self, out: MatMut<'_, Self::Buf>) -> Result<(), Error> {
+        Ok(rows::clear(&*self.d, view_mut(out))?)
+    }
+
+    fn copy(&self, m: Mat<'_, Self::Buf>, out: MatMut<'_, Self::Buf>) -> Result<(), Error> {
+        Ok(rows::copy(&*self.d, view("copy", m)?, view_mut(out))?)
+    }
+
+    fn add(&self, m: Mat<'_, Self::Buf>, out: MatMut<'_, Self::Buf>) -> Result<(), Error> {
+        Ok(rows::add(&*self.d, view("add", m)?, view_mut(out))?)
+    }
+
+    fn gather_rows(
+        &self,
+        m: Mat<'_, Self::Buf>,
+        index: &Index,
+        out: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error> {
+        const OP: &str = "gather_rows";
+        let ok = index.len() == out.rows && index.iter().all(|&r| r < m.rows);
+        expect(OP, ok, || format!("{} rows of [{}, {}]", index.len(), m.rows, m.cols))?;
+        let index = self.rows.get(index.tag(), || uploaded(&*self.d, index))?;
+        Ok(rows::gather(&*self.d, view(OP, m)?, &index, view_mut(out))?)
+    }
+
+    fn scatter_rows(
+        &self,
+        m: Mat<'_, Self::Buf>,
+        index: &Index,
+        out: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error> {
+        const OP: &str = "scatter_rows";
+        expect(OP, index.len() == m.rows, || format!("{} rows of [{}, {}]", index.len(), m.rows, m.cols))?;
+        let d = &*self.d;
+        let make = || Ok(Slice::from_host(d, &rows::inverse(index, out.rows)?)?);
+        let mut inverse = self.inverse_rows.get(index.tag(), make)?;
+        if inverse.len() != out.rows {
+            // The same rows of another number of rows.
+            inverse = Arc::new(make()?);
+        }
+        Ok(rows::scatter(d, view(OP, m)?, &inverse, view_mut(out))?)
+    }
+
+    fn dropout(
+        &self,
+        m: Mat<'_, Self::Buf>,
+        key: DropoutKey,
+        p: f32,
+        names: &RowNames,
+        out: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error> {
+        expect("dropout", names.len() == m.rows, || format!("{} names for {} rows", names.len(), m.rows))?;
+        let d = &*self.d;
+        let names = self.names.get(names.tag(), || Ok(Slice::from_host(d, names.as_flattened())?))?;
+        let key = dropout::Key { seed: key.seed, step: key.step, site: key.site };
+        Ok(dropout::dropout(d, view("dropout", m)?, key, p, &names, view_mut(out))?)
+    }
+
+    fn embed(&self, table: Mat<'_, Self::Buf>, ids: &[u32], out: MatMut<'_, Self::Buf>) -> Result<(), Error> {
+        in_vocabulary(ids, table.rows)?;
+        expect("embed", ids.len() == out.rows, || format!("{} ids for {} rows", ids.len(), out.rows))?;
+        let d = &*self.d;
+        self.ids.with(d, ids.len(), |index| {
+            index.write(d, 0, ids)?;
+            Ok(rows::gather(d, view("embed", table)?, index, view_mut(out))?)
+        })
+    }
+
+    fn rms_norm(
+        &self,
+        x: Mat<'_, Self::Buf>,
+        w: &Self::Buf,
+        eps: f32,
+        y: MatMut<'_, Self::Buf>,
+        rstd: &mut Self::Full,
+    ) -> Result<(), Error> {
+        Ok(rms_norm::rms_norm(&*self.d, view("rms_norm", x)?, w, eps, view_mut(y), rstd)?)
+    }
+
+    fn rms_norm_backward(
+        &self,
+        dy: Mat<'_, Self::Buf>,
+        x: Mat<'_, Self::Buf>,
+        w: &Self::Buf,
+        rstd: &Self::Full,
+        dx: MatMut<'_, Self::Buf>,
+        y: Option<MatMut<'_, Self::Buf>>,
+    ) -> Result<(), Error> {
+        let (dy, x) = (view("rms_norm_backward", dy)?, view("rms_norm_backward", x)?);
+        Ok(rms_norm::rms_norm_backward(&*self.d, dy, x, w, rstd, view_mut(dx), y.map(view_mut))?)
+    }
+
+    fn rope(
+        &self,
+        x: MatMut<'_, Self::Buf>,
+        positions: &Index,
+        table: &RopeTable,
+        inverse: bool,
+    ) -> Result<(), Error> {
+        expect("rope", positions.len() == x.rows, || {
+            format!("{} positions, {} rows", positions.len(), x.rows)
+        })?;
+        let Some(&largest) = positions.iter().max() else { return Ok(()) };
+        if largest >= table.positions() {
+            return Err(Error::PositionOutOfRange { position: largest, limit: table.positions() });
+        }
+        let d = &*self.d;
+        let positions = self.positions.get(positions.tag(), || {
+            let positions: Vec<i32> = positions.iter().map(|&p| p as i32).collect();
+            Ok(Slice::from_host(d, &positions)?)
+        })?;
+        let angles = self.rope.get(table.tag(), || {
+            let (cos, sin) = table.values();
+            Ok([Slice::from_host(d, cos)?, Slice::from_host(d, sin)?])
+        })?;
+        let [cos, sin] = &*angles;
+        let table = rope::Table { cos, sin, half: table.half() };
+        Ok(rope::rope(d, view_mut(x), &positions, largest, table, inverse)?)
+    }
+
+    fn attention(
+        &self,
+        how: Attention<'_>,
+        q: Mat<'_, Self::Buf>,
+        k: Mat<'_, Self::Buf>,
+        v: Mat<'_, Self::Buf>,
+        o: MatMut<'_, Self::Buf>,
+        lse: &mut Self::Full,
+    ) -> Result<(), Error> {
+        const OP: &str = "attention";
+        let plan = self.plan(how.sequences)?;
+        let (q, k, v) = (view(OP, q)?, view(OP, k)?, view(OP, v)?);
+        Ok(attention::forward(&*self.d, &plan, heads(&how), q, k, v, view_mut(o), lse)?)
+    }
+
+    fn attention_backward(
+        &self,
+        how: Attention<'_>,
+        q: Mat<'_, Self::Buf>,
+        k: Mat<'_, Self::Buf>,
+        v: Mat<'_, Self::Buf>,
+        o: Mat<'_, Self::Buf>,
+        lse: &Self::Full,
+        d_o: Mat<'_, Self::Buf>,
+        d_q: MatMut<'_, Self::Buf>,
+        d_kv: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error> {
+        const OP: &str = "attention_backward";
+        let plan = self.plan(how.sequences)?;
+        let inputs = Inputs {
+            q: view(OP, q)?,
+            k: view(OP, k)?,
+            v: view(OP, v)?,
+            o: view(OP, o)?,
+            lse,
+            d_o: view(OP, d_o)?,
+        };
+        let out = Gradients::Apart { dq: view_mut(d_q), dkv: view_mut(d_kv) };
+        let scratch = attention::backward_scratch(how.sequences.queries(), how.heads);
+        self.statistics.with(&*self.d, scratch, |scratch| {
+            Ok(attention::backward(&*self.d, &plan, heads(&how), inputs, scratch, out)?)
+        })
+    }
+
+    fn swiglu(&self, gate_up: Mat<'_, Self::Buf>, h: MatMut<'_, Self::Buf>) -> Result<(), Error> {
+        Ok(swiglu::swiglu(&*self.d, view("swiglu", gate_up)?, view_mut(h))?)
+    }
+
+    fn swiglu_backward(
+        &self,
+        dh: Mat<'_, Self::Buf>,
+        gate_up: MatMut<'_, Self::Buf>,
+        h: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error> {
+        let dh = view("swiglu_backward", dh)?;
+        Ok(swiglu::swiglu_backward(&*self.d, dh, view_mut(gate_up), view_mut(h))?)
+    }
+
+    fn linear_cross_entropy(
+        &self,
+        x: MatMut<'_, Self::Buf>,
+        head: Mat<'_, Self::Buf>,
+        targets: &[u32],
+        weight: Option<f32>,
+        losses: &mut Self::Full,
+    ) -> Result<(), Error> {
+        const OP: &str = "linear_cross_entropy";
+        let (d, vocab) = (&*self.d, head.rows);
+        in_vocabulary(targets, vocab)?;
+        expect(OP, targets.len() == x.rows, || format!("{} targets for {} rows", targets.len(), x.rows))?;
+        let head = view(OP, head)?;
+        let chunk = (LOGITS_CHUNK / vocab.max(1)).clamp(1, LOGITS_ROWS).min(x.rows.max(1));
+        self.ids.with(d, targets.len(), |ids| {
+            ids.write(d, 0, targets)?;
+            self.logits.with(d, chunk * vocab.next_multiple_of(8), |logits| {
+                let x = view_mut(x);
+                Ok(cross_entropy::linear_cross_entropy(d, x, head, ids, weight, losses, logits)?)
+            })
+        })
+    }
+
+    fn norm(&self, x: &Self::Full) -> Result<f64, Error> {
+        let d = &*self.d;
+        self.partial_sums.with(d, norm::PARTIALS, |partials| {
+            self.statistics.with(d, norm::OUT, |out| {
+                norm::norm(d, x, None, partials, out)?;
+                Ok(f64::from(out.read(d, 0..1)?[0]))
+            })
+        })
+    }
+
+    fn adamw(
+        &self,
+        step: AdamW,
+        p: &mut Self::Full,
+        g: &Self::Full,
+        m: &mut Self::Full,
+        v: &mut Self::Full,
+    ) -> Result<(), Error> {
+        Ok(adamw::update(&*self.d, step, p, g, m, v)?)
+    }
+}
