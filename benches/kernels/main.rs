@@ -13,9 +13,9 @@ use std::time::Duration;
 use std::{env, fs};
 
 use tunesmith_kernels::gpu::cuda::{Cuda, Facts};
-use tunesmith_kernels::gpu::{Driver, Result, bf16};
+use tunesmith_kernels::gpu::{Driver, Result};
 
-use cases::{Case, Dims, Sizes, Work};
+use cases::{Case, Sizes, Work};
 
 /// Runs before the timed ones.
 const WARM_UP: usize = 3;
@@ -32,10 +32,11 @@ const SIZES: Sizes = Sizes {
     vocab: 32_000,
     rank: 64,
     chunk: 4096,
+    document: 2048,
+    trained: 41_943_040,
+    square: 8192,
     beyond_cache: 256 << 20,
 };
-/// A large square product.
-const SIDE: usize = 8192;
 
 fn main() -> ExitCode {
     let (filter, json) = match arguments() {
@@ -108,14 +109,15 @@ impl Row {
 fn measure(d: &Cuda, filter: &str) -> Result<Results> {
     let s = SIZES;
     let copy = driver_copy(d, &s)?.rate().max(time(d, "", cases::copy(d, &s)?)?.rate());
-    let before = large_product(d, &s)?;
+    let large_product = || Ok(time(d, "", cases::square(d, &s)?)?.rate());
+    let before = large_product()?;
     let mut rows = Vec::new();
     for (name, make) in cases::all::<Cuda>() {
         if name.contains(filter) {
             rows.push(time(d, name, make(d, &s)?)?);
         }
     }
-    Ok(Results { copy, product: [before, large_product(d, &s)?], rows })
+    Ok(Results { copy, product: [before, large_product()?], rows })
 }
 
 /// The median time of a case.
@@ -140,12 +142,6 @@ fn driver_copy(d: &Cuda, s: &Sizes) -> Result<Row> {
     time(d, "", Case { work: Work::Bytes(2 * bytes), sets, run })
 }
 
-fn large_product(d: &Cuda, s: &Sizes) -> Result<f64> {
-    let dims =
-        Dims { m: SIDE, n: SIDE, k: SIDE, ta: false, tb: true, beside: [0; 3], beta: 0.0, skinny: false };
-    Ok(time(d, "", cases::product::<Cuda, bf16>(d, s, dims)?)?.rate())
-}
-
 impl Results {
     /// The share of a rate in the copy's or the large product's.
     fn share(&self, row: &Row) -> f64 {
@@ -160,8 +156,8 @@ impl Results {
         let [before, after] = self.product;
         println!("{}, driver for CUDA {}.{}", facts.name, facts.driver.0, facts.driver.1);
         println!(
-            "copy {:.0} GB/s, product of {SIDE}³ {before:.0} TFLOP/s (at the end {after:.0})",
-            self.copy
+            "copy {:.0} GB/s, product of {}³ {before:.0} TFLOP/s (at the end {after:.0})",
+            self.copy, SIZES.square
         );
         println!("median of {RUNS} runs; the share is that of the copy or of the product\n");
         println!("| kernel | µs | rate | share |\n|---|---:|---:|---:|");

@@ -2,7 +2,7 @@
 
 #![allow(missing_docs)]
 
-#[path = "../../../benches/kernels/cases.rs"]
+#[path = "../../../benches/kernels/cases/mod.rs"]
 mod cases;
 
 use tunesmith_emulator::backends;
@@ -20,6 +20,9 @@ const SMALL: Sizes = Sizes {
     vocab: 72,
     rank: 16,
     chunk: 8,
+    document: 10,
+    trained: 16 * 64 * 3,
+    square: 16,
     beyond_cache: 0,
 };
 
@@ -29,7 +32,9 @@ fn every_case_of_the_bench_runs() {
 }
 
 fn run<D: Driver>(d: &D) {
-    for (name, make) in cases::all::<D>() {
+    let mut all = cases::all::<D>();
+    all.extend([("copy", cases::copy as cases::Make<D>), ("square", cases::square)]);
+    for (name, make) in all {
         let mut case = make(d, &SMALL).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(matches!(case.work, Work::Bytes(n) | Work::Flops(n) if n > 0), "{name}");
         for i in 0..2 {
