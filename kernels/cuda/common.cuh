@@ -92,7 +92,8 @@ DEVICE void store8(bf16* p, const float (&v)[8]) {
     out.y = pack_bf16(v[2], v[3]);
     out.z = pack_bf16(v[4], v[5]);
     out.w = pack_bf16(v[6], v[7]);
-    *reinterpret_cast<uint4*>(p) = out;
+    // nvcc may split a plain assignment into four stores.
+    __stcg(reinterpret_cast<uint4*>(p), out);
 }
 
 // Sum over the 32 lanes, in a fixed tree; every lane gets it.

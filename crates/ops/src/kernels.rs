@@ -137,7 +137,8 @@ pub trait Kernels: Send + Sync {
         inverse: bool,
     ) -> Result<(), Error>;
 
-    /// o = softmax(q kᵀ / √`head_dim`, causal, per document, within the window) v, and the log-sum-exp of each row.
+    /// o = softmax(q kᵀ / √`head_dim`, causal, per document, within the window) v, and the log-sum-exp of each row for
+    /// the backward, where one will follow.
     ///
     /// # Shapes
     /// - q, o: `[queries, heads * head_dim]`, k, v: `[keys, kv_heads * head_dim]`, lse: `[queries * heads]`
@@ -148,7 +149,7 @@ pub trait Kernels: Send + Sync {
         k: Mat<'_, Self::Buf>,
         v: Mat<'_, Self::Buf>,
         o: MatMut<'_, Self::Buf>,
-        lse: &mut Self::Full,
+        lse: Option<&mut Self::Full>,
     ) -> Result<(), Error>;
     /// Gradients of [`Kernels::attention`]. `d_kv` holds dk and dv side by side: `[keys, 2 * kv_heads * head_dim]`.
     fn attention_backward(

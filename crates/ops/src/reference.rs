@@ -314,10 +314,15 @@ impl Kernels for RefKernels {
         k: Mat<'_, Buf>,
         v: Mat<'_, Buf>,
         o: MatMut<'_, Buf>,
-        lse: &mut Buf,
+        lse: Option<&mut Buf>,
     ) -> Result<(), Error> {
         const OP: &str = "attention";
         let s = how.sequences;
+        let mut unwanted = Vec::new();
+        let lse = lse.unwrap_or_else(|| {
+            unwanted.resize(s.queries() * how.heads, 0.0);
+            &mut unwanted
+        });
         let (width, kv_width) = (how.heads * how.head_dim, how.kv_heads * how.head_dim);
         let ok = q.rows == s.queries() && o.rows == s.queries() && q.cols == width && o.cols == width;
         let ok = ok && k.rows >= s.keys() && v.rows >= s.keys() && k.cols == kv_width && v.cols == kv_width;

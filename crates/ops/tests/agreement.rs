@@ -208,7 +208,9 @@ fn attention<K: Kernels>(
     let (keys_, values_) = (kv.get().columns(0..kv_width), kv.get().columns(kv_width..2 * kv_width));
     let mut o = M::new(k, queries, q_width, q_width + 64, 3);
     let mut lse = full(k, &values(queries * heads, 4));
-    k.attention(how, q.get(), keys_, values_, o.mutable(), &mut lse).unwrap();
+    k.attention(how, q.get(), keys_, values_, o.mutable(), Some(&mut lse)).unwrap();
+    let mut alone = M::new(k, queries, q_width, q_width + 64, 3);
+    k.attention(how, q.get(), keys_, values_, alone.mutable(), None).unwrap();
     let d_o = M::new(k, queries, q_width, q_width, 5);
     let (mut dq, mut dkv) =
         (M::new(k, queries, q_width, q_width, 6), M::new(k, keys, 2 * kv_width, 2 * kv_width + 8, 7));

@@ -1,7 +1,7 @@
 //! The kernels of `cuda/*.cu` behind safe launchers.
 //!
 //! A launcher checks shapes, bounds and alignment once, in words, and queues a kernel on a [`Driver`]: the GPU
-//! ([`cuda`], with feature `cuda`) or the emulator that the tests run the same sources on. One file per op, as in
+//! (module `cuda`, with feature `cuda`) or the emulator that the tests run the same sources on. One file per op, as in
 //! `cuda/`; formulas, shapes and bytes moved stand in the head comment of the `.cu` file.
 
 pub mod adamw;

@@ -113,7 +113,7 @@ impl<K: Kernels> Block<K> {
         }
         let (keys, values) = (qkv.columns(w.q..w.q + w.kv), qkv.columns(w.q + w.kv..width));
         let out = MatMut::new(&mut tape.out, m, w.q, self.o.input_ld());
-        k.attention(cx.attention(), q, keys, values, out, &mut tape.lse)?;
+        k.attention(cx.attention(), q, keys, values, out, Some(&mut tape.lse))?;
         match middle {
             Some(middle) => self.finish_attention(cx, x, tape, middle, scratch),
             None => self.down_o(cx, tape, scratch),

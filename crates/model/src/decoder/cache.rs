@@ -120,7 +120,7 @@ impl<K: Kernels> Decoder<K> {
             let stored = Mat::new(&*stored, total, 2 * w.kv, 2 * w.kv);
             let (keys, values) = (stored.columns(0..w.kv), stored.columns(w.kv..2 * w.kv));
             let out = MatMut::new(&mut attention.out, n, w.q, block.o.input_ld());
-            k.attention(cx.attention(), qkv.columns(0..w.q), keys, values, out, &mut attention.lse)?;
+            k.attention(cx.attention(), qkv.columns(0..w.q), keys, values, out, None)?;
             block.finish_attention(&cx, x, &mut attention, &mut middle, scratch)?;
             block.forward_mlp(&cx, &middle, &mut mlp, Some(&mut ws.hidden), scratch)?;
         }

@@ -7,6 +7,7 @@ mod views;
 use std::sync::Arc;
 
 use tunesmith_kernels::gpu::attention::{self, Documents, Gradients, Heads, Inputs, Plan};
+use tunesmith_kernels::gpu::attention_decode::{self, Context, Contexts};
 use tunesmith_kernels::gpu::{
     Driver, Slice, View, ViewMut, adamw, bf16, cross_entropy, dropout, gemm, norm, rms_norm, rope, rows,
     swiglu,
@@ -23,6 +24,8 @@ use views::{expect, factor, host, view, view_mut};
 const LOGITS_CHUNK: usize = 256 << 20;
 /// Rows of logits held at a time, at most.
 const LOGITS_ROWS: usize = 4096;
+/// New tokens of a document up to which the kernel for a cache is used: the other one computes tiles of 128 of them.
+const FEW_QUERIES: usize = 8;
 
 /// The kernels of `kernels/cuda` on a device: bf16 storage of activations and frozen weights, f32 sums, f32 LoRA
 /// parameters, gradients and moments. The device is a GPU (`CudaKernels`, with feature `cuda`) or the emulator of
@@ -39,6 +42,7 @@ pub struct DeviceKernels<D: Driver> {
     names: Memo<Slice<D, u32>>,
     rope: Memo<[Slice<D, f32>; 2]>,
     plans: Memo<Plan<D>>,
+    contexts: Memo<Contexts<D>>,
     staging: Scratch<D, bf16>,
     logits: Scratch<D, bf16>,
     ids: Scratch<D, u32>,
@@ -62,6 +66,7 @@ impl<D: Driver> DeviceKernels<D> {
             names: Memo::default(),
             rope: Memo::default(),
             plans: Memo::default(),
+            contexts: Memo::default(),
             staging: Scratch::default(),
             logits: Scratch::default(),
             ids: Scratch::default(),
@@ -80,6 +85,18 @@ impl<D: Driver> DeviceKernels<D> {
             let (cu_queries, cu_keys) = sequences.boundaries();
             let documents = Documents { cu_queries, cu_keys, positions: sequences.query_positions() };
             Ok(Plan::new(&*self.d, documents)?)
+        })
+    }
+
+    fn contexts(&self, sequences: &Sequences) -> Result<Arc<Contexts<D>>, Error> {
+        self.contexts.get(sequences.tag(), || {
+            let of = |document: usize| {
+                let start = sequences.key_rows(document).start;
+                let positions = &sequences.query_positions()[sequences.query_rows(document)];
+                positions.iter().map(move |p| Context { start, keys: p + 1 })
+            };
+            let contexts: Vec<Context> = (0..sequences.documents()).flat_map(of).collect();
+            Ok(Contexts::new(&*self.d, &contexts)?)
         })
     }
 }
@@ -308,12 +325,24 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         k: Mat<'_, Self::Buf>,
         v: Mat<'_, Self::Buf>,
         o: MatMut<'_, Self::Buf>,
-        lse: &mut Self::Full,
+        lse: Option<&mut Self::Full>,
     ) -> Result<(), Error> {
         const OP: &str = "attention";
-        let plan = self.plan(how.sequences)?;
-        let (q, k, v) = (view(OP, q)?, view(OP, k)?, view(OP, v)?);
-        Ok(attention::forward(&*self.d, &plan, heads(&how), q, k, v, view_mut(o), lse)?)
+        let (d, h, s) = (&*self.d, heads(&how), how.sequences);
+        let (q, k, v, o) = (view(OP, q)?, view(OP, k)?, view(OP, v)?, view_mut(o));
+        if let Some(lse) = lse {
+            return Ok(attention::forward(d, &*self.plan(s)?, h, q, k, v, o, lse)?);
+        }
+        if s.queries() <= FEW_QUERIES * s.documents() {
+            let contexts = self.contexts(s)?;
+            let scratch = attention_decode::scratch(d.limits(), s.queries(), s.keys(), h);
+            return self.statistics.with(d, scratch, |scratch| {
+                Ok(attention_decode::attention_decode(d, &contexts, h, q, k, v, scratch, o)?)
+            });
+        }
+        let plan = self.plan(s)?;
+        self.statistics
+            .with(d, s.queries() * how.heads, |lse| Ok(attention::forward(d, &plan, h, q, k, v, o, lse)?))
     }
 
     fn attention_backward(

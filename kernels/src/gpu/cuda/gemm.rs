@@ -100,7 +100,7 @@ impl Products {
     pub(super) fn new(context: &Context, hopper: bool) -> Result<Self> {
         let workspace_bytes = if hopper { 32 << 20 } else { 4 << 20 };
         let handle = lt::create_handle().named("cublasLtCreate")?;
-        let (plans, trials) = (RwLock::default(), AtomicBool::new(true));
+        let (plans, trials) = (RwLock::default(), AtomicBool::new(false));
         // Made before what may fail, so that the handle is given back.
         let mut new = Self { handle, workspace: 0, workspace_bytes, plans, trials };
         new.workspace = context.alloc(workspace_bytes)?;

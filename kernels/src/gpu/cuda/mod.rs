@@ -78,12 +78,14 @@ impl Cuda {
         self.0.context.forget_peak()
     }
 
-    /// Whether the first product of each shape tries cuBLASLt's candidates and keeps the fastest (as it does at first),
-    /// or takes the one that cuBLASLt puts first.
+    /// Whether the first product of each shape tries cuBLASLt's candidates and keeps the fastest, or takes the one that
+    /// cuBLASLt puts first (as it does unless told).
     ///
-    /// Trying costs some twenty runs of the product, worth it for shapes that come back thousands of times. Candidates
-    /// sum in different orders and a close race may end differently in another process, so the last bits of products
-    /// are the same from one process to the next only without it. Within one, a shape keeps its choice.
+    /// Trying costs some twenty runs of the product: worth it for the shapes of a fixed token budget, which come back
+    /// thousands of times, and a waste on those that depend on how many rows of a batch are trained. So a caller turns it
+    /// on for a warm-up at its fixed shapes and off again. Candidates sum in different orders and a close race may end
+    /// differently in another process, so the last bits of products are the same from one process to the next only
+    /// without it. Within one, a shape keeps its choice.
     pub fn set_gemm_trials(&self, on: bool) {
         self.0.products.set_trials(on);
     }
