@@ -10,6 +10,7 @@ use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, thread};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -43,38 +44,29 @@ fn build() -> Result<()> {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(true).warnings(false).cargo_warnings(false);
     build.flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag("-Wno-unknown-pragmas");
+    // A fault leaves a fiber by longjmp, which the checks of some distributions' C library take for a mistake.
+    build.flag("-U_FORTIFY_SOURCE");
     build.define("TUNESMITH_EMULATOR", None).include(&cuda).include(root.join("cpp"));
     let unix = env::var("CARGO_CFG_TARGET_FAMILY").is_ok_and(|family| family == "unix");
     let compiler = build.try_get_compiler().ok().filter(|compiler| {
         unix && compiler.to_command().arg("--version").output().is_ok_and(|out| out.status.success())
     });
-    let Some(compiler) = compiler else {
+    let Some(_) = compiler else {
         println!("cargo:warning=No C++ compiler was found, so the CUDA kernels are not tested here.");
         return Ok(());
     };
 
+    // The compiler calls the emulator on every memory access (cpp/watch.cpp).
+    let mut kernels = build.clone();
+    kernels.flag("-fsanitize=thread").flag_if_supported("--param=tsan-instrument-func-entry-exit=0");
+    kernels.flag("-fsanitize=alignment,bounds,integer-divide-by-zero,shift,signed-integer-overflow");
+    kernels.flag("-fsanitize-recover=all");
+    let compiler = kernels.try_get_compiler()?;
+
     let mut sources = files(&cuda, "cu")?;
     sources.extend(files(&root.join("broken"), "cu")?);
-    let mut objects = Vec::new();
-    let mut names = Vec::new();
-    for chunk in sources.chunks(thread::available_parallelism().map_or(1, usize::from)) {
-        let done: Vec<Result<PathBuf>> = thread::scope(|scope| {
-            let running: Vec<_> = chunk
-                .iter()
-                .map(|source| scope.spawn(|| compile_kernels(&compiler.to_command(), source, &out)))
-                .collect();
-            running
-                .into_iter()
-                .map(|one| one.join().unwrap_or_else(|_| Err("a compiling thread died".into())))
-                .collect()
-        });
-        for object in done {
-            objects.push(object?);
-        }
-    }
-    for source in &sources {
-        names.push(table(source));
-    }
+    let objects = compile_all(&compiler.to_command(), &sources, &out)?;
+    let names: Vec<String> = sources.iter().map(|source| table(source)).collect();
     let tables = out.join("tables.cpp");
     fs::write(&tables, list(&names))?;
     build
@@ -102,6 +94,30 @@ fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
 fn table(source: &Path) -> String {
     let folder = source.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     format!("emulated_{folder}_{}", source.file_stem().unwrap_or_default().to_string_lossy())
+}
+
+/// An object for each file of kernels, as many at a time as there are processors.
+fn compile_all(compiler: &Command, sources: &[PathBuf], out: &Path) -> Result<Vec<PathBuf>> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+            done.push(compile_kernels(compiler, source, out)?);
+        }
+        Ok(done)
+    };
+    let count = thread::available_parallelism().map_or(1, usize::from).min(sources.len());
+    let done: Vec<Result<Vec<PathBuf>>> = thread::scope(|scope| {
+        let running: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
+        running
+            .into_iter()
+            .map(|one| one.join().unwrap_or_else(|_| Err("a compiling thread died".into())))
+            .collect()
+    });
+    let mut objects = done.into_iter().collect::<Result<Vec<_>>>()?.concat();
+    // The order in which they were done must not change the library.
+    objects.sort();
+    Ok(objects)
 }
 
 fn compile_kernels(compiler: &Command, source: &Path, out: &Path) -> Result<PathBuf> {

@@ -121,3 +121,21 @@ KERNEL(many_barriers, 1024)(float* out, const float*, int n) {
     for (int i = 0; i < n; i++) __syncthreads();
     if (threadIdx.x == 0) out[0] = static_cast<float>(n);
 }
+
+// The inner loop of a product, n steps: a fragment from shared memory, eight products with it. For timing.
+KERNEL(many_products, 128)(float* out, const float*, int n) {
+    bf16* s = shared_memory<bf16>() + threadIdx.x / WARP * 256;
+    const int lane = threadIdx.x % WARP;
+    for (int i = lane; i < 256; i += WARP) s[i] = to_bf16(1.0f);
+    __syncwarp();
+    float c[8][4] = {};
+    for (int i = 0; i < n; i++) {
+        uint32_t a[4];
+        ldmatrix_x4(a, s + lane % 16 * 16 + lane / 16 * 8);
+        for (int j = 0; j < 8; j++) {
+            const uint32_t b[2] = {a[0], a[1]};
+            mma_16816(c[j], a, b);
+        }
+    }
+    if (threadIdx.x == 0) out[0] = c[0][0];
+}

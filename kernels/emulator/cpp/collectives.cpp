@@ -22,14 +22,34 @@ static unsigned source_of(EmulatedOp op, unsigned lane, int operand, int width) 
     }
 }
 
-static float bf16_value(uint32_t bits) { return __uint_as_float(bits << 16); }
+// Eight floats, in whatever registers the machine has.
+typedef float Row __attribute__((vector_size(32)));
 
-// Fragments to matrices and back by PTX's layouts (mma.cuh has them); exact products, f32 sums in the order of k.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__)
+#define FOR_EACH_MACHINE __attribute__((target_clones("avx2", "default")))
+#else
+#define FOR_EACH_MACHINE
+#endif
+
+// c += a b with f32 sums in the order of k. Four rows at a time, so that their sums do not wait for each other.
+FOR_EACH_MACHINE static void multiply_add(Row* c, const float (*a)[16], const Row* b) {
+    for (unsigned i = 0; i < 16; i += 4) {
+        Row c0 = c[i], c1 = c[i + 1], c2 = c[i + 2], c3 = c[i + 3];
+        for (unsigned k = 0; k < 16; k++) {
+            const Row v = b[k];
+            c0 += a[i][k] * v;
+            c1 += a[i + 1][k] * v;
+            c2 += a[i + 2][k] * v;
+            c3 += a[i + 3][k] * v;
+        }
+        c[i] = c0, c[i + 1] = c1, c[i + 2] = c2, c[i + 3] = c3;
+    }
+}
+
+// Fragments to matrices and back by PTX's layouts (mma.cuh has them). Products of bf16 are exact in f32.
 static void multiply(Warp& warp) {
-    typedef float Row __attribute__((vector_size(32)));
     float a[16][16];
-    alignas(32) float b[16][8];
-    alignas(32) float c[16][8];
+    alignas(32) float b[16][8], c[16][8];
     for (unsigned lane = 0; lane < 32; lane++) {
         const unsigned group = lane / 4, pair = 2 * (lane % 4);
         const uint32_t* from_a = static_cast<const uint32_t*>(warp.lanes[lane].a);
@@ -37,24 +57,20 @@ static void multiply(Warp& warp) {
         const float* from_c = static_cast<const float*>(warp.lanes[lane].out);
         for (unsigned i = 0; i < 4; i++) {
             const unsigned row = group + i % 2 * 8, column = pair + i / 2 * 8;
-            a[row][column] = bf16_value(from_a[i] & 0xffff);
-            a[row][column + 1] = bf16_value(from_a[i] >> 16);
+            a[row][column] = __uint_as_float(from_a[i] << 16);
+            a[row][column + 1] = __uint_as_float(from_a[i] & 0xffff0000u);
         }
         for (unsigned i = 0; i < 2; i++) {
-            b[pair + i * 8][group] = bf16_value(from_b[i] & 0xffff);
-            b[pair + i * 8 + 1][group] = bf16_value(from_b[i] >> 16);
+            b[pair + i * 8][group] = __uint_as_float(from_b[i] << 16);
+            b[pair + i * 8 + 1][group] = __uint_as_float(from_b[i] & 0xffff0000u);
         }
-        for (unsigned i = 0; i < 4; i++) c[group + i / 2 * 8][pair + i % 2] = from_c[i];
+        for (unsigned i = 0; i < 2; i++) memcpy(&c[group + i * 8][pair], from_c + 2 * i, 8);
     }
-    for (unsigned i = 0; i < 16; i++) {
-        Row sum = *reinterpret_cast<Row*>(c[i]);
-        for (unsigned k = 0; k < 16; k++) sum += a[i][k] * *reinterpret_cast<Row*>(b[k]);
-        *reinterpret_cast<Row*>(c[i]) = sum;
-    }
+    multiply_add(reinterpret_cast<Row*>(c), a, reinterpret_cast<const Row*>(b));
     for (unsigned lane = 0; lane < 32; lane++) {
         const unsigned group = lane / 4, pair = 2 * (lane % 4);
         float* out = static_cast<float*>(warp.lanes[lane].out);
-        for (unsigned i = 0; i < 4; i++) out[i] = c[group + i / 2 * 8][pair + i % 2];
+        for (unsigned i = 0; i < 2; i++) memcpy(out + 2 * i, &c[group + i * 8][pair], 8);
     }
 }
 
@@ -108,7 +124,7 @@ static void meet(Machine* m, EmulatedOp op, const char* file, int line) {
         snprintf(text, sizeof text, "called %s in a warp that has not all of its 32 lanes", name_of(op));
         emulated_fault(text, file, line);
     }
-    if (warp.arrived > 0 && (warp.op != op || warp.line != line || strcmp(warp.file, file) != 0)) {
+    if (warp.arrived > 0 && (warp.op != op || warp.line != line || (warp.file != file && strcmp(warp.file, file) != 0))) {
         snprintf(text, sizeof text, "called %s while other lanes of its warp wait in %s (%s:%d)", name_of(op),
                  name_of(warp.op), short_name(warp.file), warp.line);
         emulated_fault(text, file, line);
@@ -120,6 +136,7 @@ static void meet(Machine* m, EmulatedOp op, const char* file, int line) {
         m->running->state = State::Warp;
     } else {
         complete(warp);
+        if (op == EmulatedOp::Syncwarp) warp.clock = ++m->clock;
         warp.arrived = 0;
         for (unsigned lane = 0; lane < 32; lane++) m->wake(index / 32 * 32 + lane);
     }
@@ -128,6 +145,7 @@ static void meet(Machine* m, EmulatedOp op, const char* file, int line) {
 
 uint64_t emulated_warp(EmulatedOp op, unsigned mask, uint64_t value, int operand, int width, const char* file, int line) {
     Machine* m = emulated_machine;
+    m->pc = __builtin_return_address(0);
     if (mask != 0xffffffffu) emulated_fault("called a warp collective with a mask that is not full", file, line);
     if (width < 1 || width > 32 || (width & (width - 1)) != 0) {
         emulated_fault("called a shuffle with a width that is no power of two up to 32", file, line);
@@ -142,6 +160,7 @@ uint64_t emulated_warp(EmulatedOp op, unsigned mask, uint64_t value, int operand
 
 void emulated_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const char* file, int line) {
     Machine* m = emulated_machine;
+    m->pc = __builtin_return_address(0);
     Lane& lane = m->warps[m->running->index / 32].lanes[m->running->index % 32];
     lane.out = c;
     lane.a = a;
@@ -157,8 +176,10 @@ static bool in_shared(const Machine* m, const void* p) {
 
 void emulated_ldmatrix(uint32_t (&r)[4], const void* row, bool transposed, const char* file, int line) {
     Machine* m = emulated_machine;
+    m->pc = __builtin_return_address(0);
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0) emulated_unaligned(row, 16, file, line);
     if (!in_shared(m, row)) emulated_fault("gave ldmatrix a row outside its shared memory", file, line);
+    watch_access(row, 16, false);
     Lane& lane = m->warps[m->running->index / 32].lanes[m->running->index % 32];
     lane.out = r;
     lane.a = row;
@@ -169,26 +190,32 @@ void emulated_ldmatrix(uint32_t (&r)[4], const void* row, bool transposed, const
 // missing wait and a reader that is not done with the target show.
 void emulated_cp_async(void* to, const void* from, bool valid, const char* file, int line) {
     Machine* m = emulated_machine;
+    m->pc = __builtin_return_address(0);
     if (reinterpret_cast<uintptr_t>(to) % 16 != 0) emulated_unaligned(to, 16, file, line);
     if (reinterpret_cast<uintptr_t>(from) % 16 != 0) emulated_unaligned(from, 16, file, line);
     if (!in_shared(m, to)) emulated_fault("copies to a place outside its shared memory", file, line);
-    // Reads what will be read later, so that a fault names the thread at its place.
-    const unsigned char first = *static_cast<const volatile unsigned char*>(from);
-    static_cast<void>(first);
+    // The read may be put off too, but here it can name its place. A copy of zeros reads nothing.
+    if (valid) watch_access(from, 16, false);
+    watch_access(to, 16, true);
     memset(to, 0xff, 16);
-    m->running->copies.push_back({to, from, valid, m->running->group, file, line});
+    m->running->copies.push_back({to, from, valid, m->running->group, m->pc});
 }
 
 void emulated_cp_async_commit() { emulated_machine->running->group++; }
 
 void emulated_cp_async_wait(int groups) {
-    Fiber* fiber = emulated_machine->running;
+    Machine* m = emulated_machine;
+    m->pc = __builtin_return_address(0);
+    Fiber* fiber = m->running;
     size_t kept = 0;
     for (const Copy& copy : fiber->copies) {
         // Copies of a group that is not closed yet are not waited for.
         if (copy.group + static_cast<unsigned>(groups) >= fiber->group) {
             fiber->copies[kept++] = copy;
-        } else if (copy.valid) {
+            continue;
+        }
+        watch_access(copy.to, 16, true);
+        if (copy.valid) {
             memcpy(copy.to, copy.from, 16);
         } else {
             memset(copy.to, 0, 16);

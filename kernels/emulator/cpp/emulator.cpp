@@ -1,5 +1,6 @@
 // Runs the blocks of a launch one after the other, and the threads of a block as fibers.
 
+#include <dlfcn.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -95,6 +96,7 @@ void Machine::yield() { leave(this, &running->context); }
 
 void Machine::finish_barrier() {
     waiting = 0;
+    barrier_clock = ++clock;
     for (unsigned i = 0; i < threads; i++) {
         if (fibers[i].state == State::Barrier) wake(i);
     }
@@ -102,7 +104,8 @@ void Machine::finish_barrier() {
 
 void emulated_syncthreads(const char* file, int line) {
     Machine* m = emulated_machine;
-    if (m->waiting > 0 && (m->barrier_line != line || strcmp(m->barrier_file, file) != 0)) {
+    m->pc = __builtin_return_address(0);
+    if (m->waiting > 0 && (m->barrier_line != line || (m->barrier_file != file && strcmp(m->barrier_file, file) != 0))) {
         char text[512];
         snprintf(text, sizeof text, "reached a barrier while others wait at another one (%s:%d)",
                  short_name(m->barrier_file), m->barrier_line);
@@ -117,10 +120,11 @@ void emulated_syncthreads(const char* file, int line) {
 
 static void end_thread(Machine* m) {
     Fiber* fiber = m->running;
+    m->pc = nullptr;
     Warp& warp = m->warps[fiber->index / 32];
     if (!fiber->copies.empty()) {
-        const Copy& copy = fiber->copies.front();
-        emulated_fault("ended without a wait for the copy to shared memory that it started", copy.file, copy.line);
+        m->pc = fiber->copies.front().pc;
+        emulated_fault("ended without a wait for the copy to shared memory that it started");
     }
     if (warp.arrived > 0) {
         char text[512];
@@ -145,11 +149,9 @@ static void fiber_entry() {
 
 void emulated_fault(const char* what, const char* file, int line) {
     Machine* m = emulated_machine;
-    if (file != nullptr) {
-        snprintf(m->fault, sizeof m->fault, "%s (%s:%d)", what, short_name(file), line);
-    } else {
-        snprintf(m->fault, sizeof m->fault, "%s", what);
-    }
+    snprintf(m->fault, sizeof m->fault, "%s", what);
+    m->file = file;
+    m->line = line;
     siglongjmp(m->recover, 1);
 }
 
@@ -198,6 +200,8 @@ static const EmulatedKernel* find_kernel(const char* name) {
     return nullptr;
 }
 
+extern "C" Cell* emulator_cells(size_t bytes);
+
 constexpr size_t SIGNAL_STACK = 64 << 10;
 
 // Stacks are spread over the cache: at equal offsets from a page they would all fall into the same lines.
@@ -207,7 +211,8 @@ static bool grow(Machine* m, unsigned threads) {
     if (m->shared_area == nullptr) {
         m->shared_area = map_guarded(MAX_SHARED);
         m->signal_stack = malloc(SIGNAL_STACK);
-        if (m->shared_area == nullptr || m->signal_stack == nullptr) return false;
+        m->cells = emulator_cells(MAX_SHARED);
+        if (m->shared_area == nullptr || m->signal_stack == nullptr || m->cells == nullptr) return false;
         open_pages(m->shared_area, MAX_SHARED, false);
     }
     if (m->fibers.capacity() < MAX_THREADS) m->fibers.reserve(MAX_THREADS);
@@ -248,6 +253,7 @@ static void run_block(Machine* m) {
     memset(m->shared, 0xff, m->shared_bytes);
     m->live = m->threads;
     m->runnables = m->waiting = 0;
+    m->block_clock = m->barrier_clock = ++m->clock;
     memset(m->warps, 0, (m->threads + 31) / 32 * sizeof(Warp));
     for (unsigned i = 0; i < m->threads; i++) {
         Fiber& fiber = m->fibers[i];
@@ -258,6 +264,7 @@ static void run_block(Machine* m) {
     }
     leave(m, &m->scheduler);
     if (m->live > 0) {
+        m->pc = nullptr;
         describe_deadlock(m);
         siglongjmp(m->recover, 2);
     }
@@ -265,6 +272,7 @@ static void run_block(Machine* m) {
     const unsigned char* at = broken_canary(end - m->shared_open, m->shared);
     if (at == nullptr) at = broken_canary(m->shared + m->shared_bytes, end);
     if (at != nullptr) {
+        m->pc = nullptr;
         snprintf(m->fault, sizeof m->fault, "wrote outside its shared memory: at byte %lld of %zu",
                  static_cast<long long>(at - m->shared), m->shared_bytes);
         siglongjmp(m->recover, 2);
@@ -290,13 +298,20 @@ static void run_grid(Machine* m, const unsigned grid[3]) {
 
 static std::mutex pool_lock;
 static std::vector<std::unique_ptr<Machine>> pool;
+static uint64_t launches = 0;
 
 static std::unique_ptr<Machine> take_machine() {
     const std::lock_guard<std::mutex> lock(pool_lock);
-    if (pool.empty()) return std::make_unique<Machine>();
-    auto machine = std::move(pool.back());
-    pool.pop_back();
-    return machine;
+    std::unique_ptr<Machine> m;
+    if (pool.empty()) {
+        m = std::make_unique<Machine>();
+    } else {
+        m = std::move(pool.back());
+        pool.pop_back();
+    }
+    // Later than all that its cells have seen.
+    m->clock = m->launch_clock = ++launches << 30;
+    return m;
 }
 
 extern "C" {
@@ -309,13 +324,25 @@ struct EmulatedLaunch {
     unsigned count;
     void* const* arguments;
     const unsigned* kinds;
+    const Region* regions;
+    size_t region_count;
     uint64_t seed;
+    unsigned watch;
 };
 
-// Runs a kernel to its end. On a fault it returns 1 and says in `text` what happened and in `address` where, if that is
-// an address of no buffer.
-int emulator_launch(const EmulatedLaunch* launch, char* text, size_t bytes, uint64_t* address) {
-    *address = 0;
+struct EmulatedFault {
+    char text[1024];
+    uint64_t address;  // what it is about, if that is no buffer's
+    uint64_t pc;       // the place in the kernel's code, from the start of the program as loaded, or 0
+    const char* file;  // or null
+    int line;
+};
+
+// Runs a kernel to its end. On a fault it returns 1 and tells of it in `fault`.
+int emulator_launch(const EmulatedLaunch* launch, EmulatedFault* fault) {
+    char* const text = fault->text;
+    const size_t bytes = sizeof fault->text;
+    memset(fault, 0, sizeof *fault);
     const EmulatedKernel* kernel = find_kernel(launch->kernel);
     if (kernel == nullptr) return snprintf(text, bytes, "there is no kernel of this name"), 1;
     if (launch->count != kernel->parameters) {
@@ -332,9 +359,10 @@ int emulator_launch(const EmulatedLaunch* launch, char* text, size_t bytes, uint
         return snprintf(text, bytes, "was launched with %u threads per block but is made for 1 to %u", launch->threads,
                         kernel->threads), 1;
     }
-    if (launch->grid[0] == 0 || launch->grid[1] == 0 || launch->grid[2] == 0) {
-        return snprintf(text, bytes, "was launched on a grid of %u x %u x %u blocks", launch->grid[0], launch->grid[1],
-                        launch->grid[2]), 1;
+    const unsigned* grid = launch->grid;
+    if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[0] > 0x7fffffff || grid[1] > 65535 || grid[2] > 65535) {
+        return snprintf(text, bytes, "was launched on a grid of %u x %u x %u blocks, which no GPU has", grid[0], grid[1],
+                        grid[2]), 1;
     }
     if (launch->shared > 227 * 1024) {
         return snprintf(text, bytes, "asks for %u bytes of shared memory; a block can have %u", launch->shared,
@@ -351,9 +379,14 @@ int emulator_launch(const EmulatedLaunch* launch, char* text, size_t bytes, uint
     m->threads = launch->threads;
     m->random = launch->seed * 0x9e3779b97f4a7c15u | 1;
     for (int i = 0; i < 8; i++) m->below(2);
-    m->by_signal = false;
     m->fault_address = 0;
+    m->pc = nullptr;
+    m->file = nullptr;
     m->running = nullptr;
+    m->regions = launch->regions;
+    m->region_count = launch->region_count;
+    m->last_region = nullptr;
+    m->watch = launch->watch != 0;
     set_shared(m.get(), launch->shared);
 
     stack_t stack, before;
@@ -371,7 +404,14 @@ int emulator_launch(const EmulatedLaunch* launch, char* text, size_t bytes, uint
         char thread[32] = "";
         if (m->running != nullptr) snprintf(thread, sizeof thread, ", thread %u", m->running->index);
         snprintf(text, bytes, "block (%u, %u, %u)%s %s", blockIdx.x, blockIdx.y, blockIdx.z, thread, m->fault);
-        *address = m->fault_address;
+        fault->address = m->fault_address;
+        Dl_info program;
+        if (m->pc != nullptr && dladdr(reinterpret_cast<const void*>(emulator_launch), &program) != 0) {
+            // What was kept is where the kernel goes on.
+            fault->pc = reinterpret_cast<uint64_t>(m->pc) - 1 - reinterpret_cast<uint64_t>(program.dli_fbase);
+        }
+        fault->file = m->file;
+        fault->line = m->line;
     }
     const std::lock_guard<std::mutex> lock(pool_lock);
     pool.push_back(std::move(m));

@@ -8,7 +8,8 @@
 
 #include "emulator.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+// Elsewhere, or with EMULATED_UCONTEXT, the C library's contexts do the same at the price of two system calls a switch.
+#if defined(__x86_64__) && defined(__linux__) && !defined(EMULATED_UCONTEXT)
 #define EMULATED_OWN_SWITCH 1
 #else
 #include <ucontext.h>
@@ -35,8 +36,7 @@ struct Copy {
     const void* from;
     bool valid;
     unsigned group;
-    const char* file;
-    int line;
+    const void* pc;  // where it was started
 };
 
 struct Fiber {
@@ -46,6 +46,17 @@ struct Fiber {
     State state = State::Done;
     unsigned group = 0;  // of cp.async: groups closed so far
     std::vector<Copy> copies;
+};
+
+// Who used two bytes last: see watch.cpp.
+struct Cell {
+    uint64_t writer, reader;
+};
+
+// A live buffer, as emulator_launch gets them: sorted by address.
+struct Region {
+    uint64_t from, to;
+    Cell* cells;
 };
 
 struct Lane {
@@ -59,6 +70,7 @@ struct Lane {
 struct Warp {
     EmulatedOp op;
     unsigned arrived, ended;
+    uint64_t clock;  // at the last barrier or __syncwarp
     const char* file;
     int line;
     Lane lanes[32];
@@ -91,9 +103,19 @@ struct Machine {
 
     void* signal_stack = nullptr;
 
+    bool watch = true;  // single accesses: see watch.cpp
+    // The clock is the machine's; its upper bits count all launches.
+    const Region* regions = nullptr;
+    size_t region_count = 0;
+    const Region* last_region = nullptr;
+    Cell* cells = nullptr;  // of shared memory
+    uint64_t clock = 0, launch_clock = 0, block_clock = 0, barrier_clock = 0;
+
     // The fault, if there was one.
-    bool by_signal = false;
-    uint64_t fault_address = 0;
+    uint64_t fault_address = 0;       // what it is about, if that is no buffer's
+    const void* pc = nullptr;         // where in the kernel
+    const char* file = nullptr;       // where in the source, if known
+    int line = 0;
     char fault[1024];
 
     void wake(unsigned index) {
@@ -121,7 +143,11 @@ void prepare_context(Context* context, unsigned char* stack, size_t bytes, void 
 const char* name_of(EmulatedOp op);
 const char* short_name(const char* file);  // without its folder
 
+// watch.cpp
+void watch_access(const void* p, size_t bytes, bool write);
+
 // memory.cpp
+[[noreturn]] void outside_shared(Machine* m, uint64_t address, bool write);
 constexpr size_t GUARD = 1 << 20;
 unsigned char* map_guarded(size_t bytes);  // page-aligned, GUARD bytes without access on both sides
 void unmap_guarded(unsigned char* pages, size_t bytes);

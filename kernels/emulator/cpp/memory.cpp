@@ -58,6 +58,15 @@ const unsigned char* broken_canary(const unsigned char* from, const unsigned cha
 
 extern "C" {
 
+// Room for the cells of a block. Pages that no kernel touches cost nothing.
+Cell* emulator_cells(size_t bytes) {
+    void* out = mmap(nullptr, (bytes / 2 + 1) * sizeof(Cell), PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return out == MAP_FAILED ? nullptr : static_cast<Cell*>(out);
+}
+
+void emulator_free_cells(Cell* cells, size_t bytes) { munmap(cells, (bytes / 2 + 1) * sizeof(Cell)); }
+
 // A block of exactly `bytes` bytes, poisoned, that ends at a guard but for what alignment to 16 bytes leaves.
 unsigned char* emulator_alloc(size_t bytes) {
     const size_t pages = whole_pages(bytes == 0 ? 1 : bytes);
@@ -102,50 +111,49 @@ static void pass_on(int slot, int signal, siginfo_t* info, void* context) {
     }
 }
 
+void outside_shared(Machine* m, uint64_t address, bool write) {
+    const char* what = write ? "wrote" : "read";
+    const uint64_t shared = reinterpret_cast<uint64_t>(m->shared);
+    char text[128];
+    if (address < shared) {
+        snprintf(text, sizeof text, "%s %llu bytes before its shared memory", what,
+                 static_cast<unsigned long long>(shared - address));
+    } else {
+        snprintf(text, sizeof text, "%s byte %llu of its %zu bytes of shared memory", what,
+                 static_cast<unsigned long long>(address - shared), m->shared_bytes);
+    }
+    emulated_fault(text);
+}
+
+// A signal that a kernel raises becomes a fault. The C library is free to use: none of its functions was under way.
 static void on_signal(int signal, siginfo_t* info, void* context) {
-    Machine* machine = emulated_machine;
-    if (machine == nullptr || machine->running == nullptr) {
+    Machine* m = emulated_machine;
+    if (m == nullptr || m->running == nullptr) {
         for (int slot = 0; slot < 4; slot++) {
             if (SIGNALS[slot] == signal) return pass_on(slot, signal, info, context);
         }
         return;
     }
-    const char* what = "used memory that is not its own";
-    const uint64_t address = reinterpret_cast<uint64_t>(info->si_addr);
-    uint64_t reported = address;
-    if (signal == SIGFPE) {
-        what = "divided an integer by zero", reported = 0;
-    } else if (signal == SIGILL) {
-        what = "ran into a trap", reported = 0;
-    } else if (info->si_code == SI_KERNEL) {
-        what = "used an address that is not aligned for the access, or no address at all", reported = 0;
-    } else {
+    bool write = false;
+    m->pc = nullptr;
 #if defined(__x86_64__) && defined(__linux__)
-        const auto* registers = static_cast<ucontext_t*>(context);
-        what = (registers->uc_mcontext.gregs[REG_ERR] & 2) != 0 ? "wrote to memory that is not its own"
-                                                                : "read memory that is not its own";
+    const auto* registers = static_cast<ucontext_t*>(context);
+    write = (registers->uc_mcontext.gregs[REG_ERR] & 2) != 0;
+    m->pc = reinterpret_cast<const void*>(registers->uc_mcontext.gregs[REG_RIP] + 1);
 #endif
-        const uint64_t shared = reinterpret_cast<uint64_t>(machine->shared);
-        const uint64_t area = reinterpret_cast<uint64_t>(machine->shared_area);
-        const uint64_t stack = reinterpret_cast<uint64_t>(machine->running->stack);
-        if (address >= area - GUARD && address < area + MAX_SHARED + GUARD) {
-            // snprintf is fit for a signal that the kernel's own code raises: nothing of the C library was under way.
-            if (address < shared) {
-                snprintf(machine->fault, sizeof machine->fault, "%s: %llu bytes before its shared memory", what,
-                         static_cast<unsigned long long>(shared - address));
-            } else {
-                snprintf(machine->fault, sizeof machine->fault, "%s: byte %llu of its %zu bytes of shared memory", what,
-                         static_cast<unsigned long long>(address - shared), machine->shared_bytes);
-            }
-            what = nullptr, reported = 0;
-        } else if (address >= stack - page_bytes() && address < stack) {
-            what = "used up its stack", reported = 0;
-        }
+    if (signal == SIGFPE) emulated_fault("divided an integer by zero");
+    if (signal == SIGILL) emulated_fault("ran into a trap");
+#ifdef SI_KERNEL
+    if (info->si_code == SI_KERNEL) emulated_fault("used an address that is not aligned for the access, or is none");
+#endif
+    const uint64_t address = reinterpret_cast<uint64_t>(info->si_addr);
+    const uint64_t stack = reinterpret_cast<uint64_t>(m->running->stack);
+    if (address - (reinterpret_cast<uint64_t>(m->shared_area) - GUARD) < MAX_SHARED + 2 * GUARD) {
+        outside_shared(m, address, write);
     }
-    if (what != nullptr) snprintf(machine->fault, sizeof machine->fault, "%s", what);
-    machine->by_signal = true;
-    machine->fault_address = reported;
-    siglongjmp(machine->recover, 1);
+    if (address < stack && address >= stack - page_bytes()) emulated_fault("used up its stack");
+    m->fault_address = address;
+    emulated_fault(write ? "wrote to memory that is not its own" : "read memory that is not its own");
 }
 
 void install_signal_handler() {

@@ -4,22 +4,42 @@ use tunesmith_kernels::gpu::Launch;
 
 pub(crate) const AVAILABLE: bool = false;
 
-pub(crate) fn alloc(_bytes: usize) -> *mut u8 {
-    std::ptr::null_mut()
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Region {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub(crate) text: String,
+    pub(crate) address: Option<u64>,
+    pub(crate) pc: Option<u64>,
+    pub(crate) place: Option<String>,
+}
+
+pub(crate) fn alloc(_bytes: usize) -> Option<Region> {
+    None
 }
 
 /// # Safety
 /// None needed: there is no block.
-pub(crate) unsafe fn free(_block: *mut u8, _bytes: usize) {}
+pub(crate) unsafe fn free(_region: Region) {}
 
 /// # Safety
 /// None needed: there is no block.
-pub(crate) unsafe fn overwritten(_block: *mut u8, _bytes: usize) -> Option<u64> {
+pub(crate) unsafe fn overwritten(_region: &Region) -> Option<u64> {
     None
 }
 
 /// # Safety
 /// None needed: nothing runs.
-pub(crate) unsafe fn launch(_launch: &Launch<'_>, _seed: u64) -> Result<(), (String, Option<u64>)> {
-    Err(("the emulator was built without a C++ compiler".to_owned(), None))
+pub(crate) unsafe fn launch(
+    _launch: &Launch<'_>,
+    _regions: &[Region],
+    _seed: u64,
+    _watch: bool,
+) -> Result<(), Box<Fault>> {
+    let text = "the emulator was built without a C++ compiler".to_owned();
+    Err(Box::new(Fault { text, address: None, pc: None, place: None }))
 }

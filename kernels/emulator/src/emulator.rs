@@ -1,5 +1,6 @@
 //! The emulator as a [`Driver`].
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,26 +8,56 @@ use tunesmith_kernels::gpu::{Driver, Error, Gemm, Launch, Limits, Result};
 
 use crate::gemm::gemm;
 use crate::memory::{Heap, Memory};
-use crate::native;
+use crate::native::{self, Fault};
 
 /// A device whose kernels run on the calling thread, in an order drawn by a seed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Emulator {
     heap: Arc<Heap>,
     seed: u64,
+    watch: bool,
     launches: AtomicU64,
 }
 
 impl Emulator {
     /// An emulator whose threads and blocks run in the order of `seed`.
     pub fn new(seed: u64) -> Self {
-        Self { seed, ..Self::default() }
+        Self { heap: Arc::default(), seed, watch: true, launches: AtomicU64::new(0) }
+    }
+
+    /// An emulator that does not watch single accesses: what a kernel does wrong shows by its numbers, if at all, or by
+    /// a guard. For the emulator's own tests.
+    #[doc(hidden)]
+    pub fn unwatched(seed: u64) -> Self {
+        Self { watch: false, ..Self::new(seed) }
     }
 
     /// Whether the kernels could be compiled on this machine.
     pub const fn available() -> bool {
         native::AVAILABLE
     }
+
+    fn words(&self, fault: &Fault) -> String {
+        let mut out = fault.text.clone();
+        if let Some(address) = fault.address {
+            out = format!("{out}: {}", self.heap.describe(address));
+        }
+        match fault.pc.and_then(line_of).or_else(|| fault.place.clone()) {
+            Some(place) => format!("{out} ({place})"),
+            None => out,
+        }
+    }
+}
+
+/// The line of a kernel's file that code came from, by the debug information and `addr2line`, if both are there.
+fn line_of(pc: u64) -> Option<String> {
+    let program = std::env::current_exe().ok()?;
+    let found =
+        Command::new("addr2line").arg("-i").arg("-e").arg(program).arg(format!("{pc:#x}")).output().ok()?;
+    // The innermost call comes first; helpers of the shared headers say less than the line that called them.
+    let text = String::from_utf8_lossy(&found.stdout);
+    let line = text.lines().find(|line| line.contains(".cu:"))?;
+    Some(line.rsplit('/').next()?.split_whitespace().next()?.to_owned())
 }
 
 fn outside(call: &str, at: usize, bytes: usize) -> Error {
@@ -72,17 +103,16 @@ impl Driver for Emulator {
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         let count = self.launches.fetch_add(1, Ordering::Relaxed);
         let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ count.wrapping_mul(0xd1b5_4a32_d192_ed03);
-        // SAFETY: the caller's promise.
-        let result = unsafe { native::launch(launch, seed) };
-        let fault = |fault| Err(Error::Fault { kernel: launch.kernel.to_owned(), fault });
-        match result {
-            Err((words, None)) => fault(words),
-            Err((words, Some(address))) => fault(format!("{words}: {}", self.heap.describe(address))),
+        // SAFETY: the caller's promise, and the blocks are those of this emulator, alive.
+        let result = unsafe { native::launch(launch, &self.heap.regions(), seed, self.watch) };
+        let fault = match result {
+            Err(fault) => self.words(&fault),
             Ok(()) => match self.heap.overwritten() {
-                Some(place) => fault(format!("wrote to memory that is not its own: {place}")),
-                None => Ok(()),
+                Some(place) => format!("wrote to memory that is not its own: {place}"),
+                None => return Ok(()),
             },
-        }
+        };
+        Err(Error::Fault { kernel: launch.kernel.to_owned(), fault })
     }
 
     unsafe fn gemm(&self, call: &Gemm) -> Result<()> {

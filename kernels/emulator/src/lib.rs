@@ -23,6 +23,7 @@ pub use emulator::Emulator;
 pub use memory::Memory;
 
 use std::io::Write as _;
+use std::sync::{Mutex, PoisonError};
 
 /// The seeds that [`backends!`] runs a test under.
 pub const SEEDS: [u64; 3] = [1, 2, 3];
@@ -72,6 +73,13 @@ macro_rules! on_gpu {
 /// Says that a test did not run, past the capture of the test harness.
 #[doc(hidden)]
 pub fn skipped(why: &str) {
-    // A line that cannot be written is no reason to fail.
-    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+    // The same reason is given once: a program of tests has it for all of them or for none.
+    static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.iter().any(|one| one == why) {
+        return;
+    }
+    said.push(why.to_owned());
+    // In one piece, since other threads write too; and a line that cannot be written is no reason to fail.
+    let _ = std::io::stderr().write_all(format!("skipped: {why}\n").as_bytes());
 }

@@ -3,53 +3,53 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::native;
+use crate::native::{self, Region};
 
 /// A block of an emulator's memory.
 #[derive(Debug)]
 pub struct Memory {
     heap: Arc<Heap>,
-    address: u64,
-    bytes: usize,
+    region: Region,
 }
 
-/// The live blocks of an emulator: bytes by address.
+/// The live blocks of an emulator, by address.
 #[derive(Debug, Default)]
 pub(crate) struct Heap {
-    blocks: Mutex<BTreeMap<u64, usize>>,
+    blocks: Mutex<BTreeMap<u64, Region>>,
 }
 
 impl Heap {
-    fn blocks(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
+    fn blocks(&self) -> MutexGuard<'_, BTreeMap<u64, Region>> {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new block, full of NaN.
     pub(crate) fn alloc(self: &Arc<Self>, bytes: usize) -> Option<Memory> {
-        let block = native::alloc(bytes);
-        if block.is_null() {
-            return None;
-        }
-        let address = block as u64;
-        self.blocks().insert(address, bytes);
-        Some(Memory { heap: Arc::clone(self), address, bytes })
+        let region = native::alloc(bytes)?;
+        self.blocks().insert(region.from, region);
+        Some(Memory { heap: Arc::clone(self), region })
+    }
+
+    /// All blocks, sorted by address.
+    pub(crate) fn regions(&self) -> Vec<Region> {
+        self.blocks().values().copied().collect()
     }
 
     /// The bytes from an address to the end of its block, 0 if it is in none.
     pub(crate) fn bytes_at(&self, address: u64) -> usize {
         let blocks = self.blocks();
         let before = blocks.range(..=address).next_back();
-        before.map_or(0, |(&from, &bytes)| (from + bytes as u64).saturating_sub(address) as usize)
+        before.map_or(0, |(_, block)| block.to.saturating_sub(address) as usize)
     }
 
     /// Where an address lies that is in no block.
     pub(crate) fn describe(&self, address: u64) -> String {
         let blocks = self.blocks();
-        let before = blocks.range(..=address).next_back().map(|(&at, &bytes)| (address - at, bytes));
-        let after = blocks.range(address..).next().map(|(&at, &bytes)| (at - address, bytes));
+        let before = blocks.range(..=address).next_back().map(|(&at, b)| (address - at, b.to - at));
+        let after = blocks.range(address..).next().map(|(&at, b)| (at - address, b.to - at));
         match (before, after) {
             (Some((offset, bytes)), after)
-                if after.is_none_or(|(distance, _)| offset.saturating_sub(bytes as u64) <= distance) =>
+                if after.is_none_or(|(distance, _)| offset.saturating_sub(bytes) <= distance) =>
             {
                 format!("byte {offset} of a buffer of {bytes} bytes")
             }
@@ -61,10 +61,8 @@ impl Heap {
     /// What was written around a block, if anything was.
     pub(crate) fn overwritten(&self) -> Option<String> {
         let blocks = self.blocks();
-        let found = blocks.iter().find_map(|(&address, &bytes)| {
-            // SAFETY: the map holds live blocks only, and its lock keeps them so.
-            unsafe { native::overwritten(address as *mut u8, bytes) }
-        });
+        // SAFETY: the map holds live blocks only, and its lock keeps them so.
+        let found = blocks.values().find_map(|block| unsafe { native::overwritten(block) });
         drop(blocks);
         found.map(|at| self.describe(at))
     }
@@ -72,20 +70,21 @@ impl Heap {
 
 impl Memory {
     pub(crate) fn address(&self) -> u64 {
-        self.address
+        self.region.from
     }
 
     /// Where `bytes` bytes from `at` on begin, if the block has them.
     pub(crate) fn span(&self, at: usize, bytes: usize) -> Option<*mut u8> {
-        let inside = at.checked_add(bytes).is_some_and(|end| end <= self.bytes);
-        inside.then(|| (self.address as usize + at) as *mut u8)
+        let len = (self.region.to - self.region.from) as usize;
+        let inside = at.checked_add(bytes).is_some_and(|end| end <= len);
+        inside.then(|| (self.region.from as usize + at) as *mut u8)
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.heap.blocks().remove(&self.address);
+        self.heap.blocks().remove(&self.region.from);
         // SAFETY: it came from `alloc`, and nothing refers to it but this.
-        unsafe { native::free(self.address as *mut u8, self.bytes) }
+        unsafe { native::free(self.region) }
     }
 }
