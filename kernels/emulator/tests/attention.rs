@@ -248,12 +248,50 @@ fn packed_documents_of_awkward_lengths() {
 #[test]
 fn windows() {
     // Among them those whose edge falls on that of a tile or of a warp's rows: one key too many or too few.
-    for window in [1, 2, 5, 31, 34, 63, 64, 200] {
+    for window in [1, 2, 5, 31, 34, 63, 64, 79, 200] {
         let case = Case::new(Batch::whole(&[130, 65]), 2, 2, 32, Some(window)).flat();
         one_seed!(|d| check(&d, &case, false));
     }
     let case = Case::new(Batch::whole(&[3, 190]), 2, 1, 128, Some(33));
     backends!(|d| check(&d, &case, true));
+}
+
+/// Exactly the pairs that see each other meet. With one-hot rows, column c of each result is the weight of the one query
+/// or key whose row has its 1 there: nothing where the pair is hidden, something where it is not.
+#[test]
+fn no_pair_too_many_and_none_too_few() {
+    for (dim, window) in
+        [32, 64, 128].into_iter().flat_map(|d| [1, 2, 15, 31, 47, 63, 64, 79, 190].map(|w| (d, w)))
+    {
+        let mut case = Case::new(Batch::whole(&[190]), 1, 1, dim, Some(window));
+        for first in [0, 190 - dim] {
+            for x in [&mut case.q, &mut case.k, &mut case.v, &mut case.d_o] {
+                for (row, values) in x.chunks_exact_mut(dim).enumerate() {
+                    values.fill(0.0);
+                    if (first..first + dim).contains(&row) {
+                        values[row - first] = 1.0;
+                    }
+                }
+            }
+            let sees = |query: usize, key: usize| key <= query && key + window > query;
+            // Alone, a key has all the weight, and no gradient but that of its value.
+            let moves = |query: usize, key: usize| sees(query, key) && query > 0 && window > 1;
+            one_seed!(|d| {
+                let plan = Plan::new(&d, case.documents()).unwrap();
+                let out = run(&d, &case, &plan, true).unwrap();
+                for i in 0..190 * dim {
+                    let (row, one) = (i / dim, first + i % dim);
+                    let what = format!("row {row} and {one}, {dim} wide, window {window}");
+                    assert_eq!(out.o[i].to_f32() != 0.0, sees(row, one), "o: {what}");
+                    assert_eq!(out.dv[i].to_f32() != 0.0, sees(one, row), "dv: {what}");
+                    assert_eq!(out.dk[i].to_f32() != 0.0, moves(one, row), "dk: {what}");
+                    if (first..first + dim).contains(&row) {
+                        assert_eq!(out.dq[i].to_f32() != 0.0, moves(row, one), "dq: {what}");
+                    }
+                }
+            });
+        }
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ const OP: &str = "attention";
 /// The largest head that a kernel is there for.
 pub const MAX_HEAD_DIM: usize = 256;
 /// Offsets inside a tile of 128 rows have to fit in 32 bits.
-const MAX_LD: usize = 1 << 24;
+pub(super) const MAX_LD: usize = 1 << 24;
 
 /// The shape of an attention call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,11 +31,11 @@ pub struct Heads {
 }
 
 impl Heads {
-    fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.heads * self.head_dim
     }
 
-    fn kv_width(&self) -> usize {
+    pub(super) fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
 
