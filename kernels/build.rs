@@ -1,7 +1,8 @@
 //! Compiles `cuda/*.cu` into one fatbin each and writes a table that embeds them. Only with feature `cuda`.
 //!
 //! Beside each fatbin lies what ptxas said of it, and `kernels.txt` sums that up: registers and spills by kernel and
-//! architecture. `TUNESMITH_CUDA_ARCHS` narrows the architectures, as in `80,90a` or `89,90+ptx`.
+//! architecture. `TUNESMITH_CUDA_ARCHS` narrows the architectures, as in `80,90a` or `89,90+ptx`;
+//! `TUNESMITH_NVCC_FLAGS` adds flags, as in `-lineinfo` for profilers.
 
 // A build script talks to cargo on its standard output.
 #![allow(clippy::print_stdout)]
@@ -34,7 +35,9 @@ fn main() {
 
 fn build() -> Result<()> {
     println!("cargo::rerun-if-changed=cuda");
-    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "TUNESMITH_CACHE", "TUNESMITH_CUDA_ARCHS"] {
+    for name in
+        ["NVCC", "CUDA_HOME", "CUDA_PATH", "TUNESMITH_CACHE", "TUNESMITH_CUDA_ARCHS", "TUNESMITH_NVCC_FLAGS"]
+    {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let nvcc = find_nvcc()?;
@@ -122,6 +125,7 @@ fn major(version: &str) -> Result<u32> {
     digits.and_then(|v| v.parse().ok()).ok_or_else(|| format!("nvcc tells no version: {version}"))
 }
 
+/// What the environment can choose of the flags.
 fn targets() -> Vec<String> {
     let list = env::var("TUNESMITH_CUDA_ARCHS").ok().filter(|v| !v.trim().is_empty());
     let list = list.as_deref().unwrap_or(ARCHITECTURES);
@@ -129,7 +133,9 @@ fn targets() -> Vec<String> {
         Some(arch) => format!("-gencode=arch=compute_{arch},code=compute_{arch}"),
         None => format!("-gencode=arch=compute_{arch},code=sm_{arch}"),
     };
-    list.split(',').map(str::trim).filter(|arch| !arch.is_empty()).map(target).collect()
+    let added = env::var("TUNESMITH_NVCC_FLAGS").unwrap_or_default();
+    let targets = list.split(',').map(str::trim).filter(|arch| !arch.is_empty()).map(target);
+    targets.chain(added.split_whitespace().map(String::from)).collect()
 }
 
 /// The `.cu` files, and the text of all headers.

@@ -14,6 +14,8 @@ target=${CARGO_TARGET_DIR:-target}
 file=${1:-$target/gpu-bundle.tar.zst}
 limit=$((60 * 1024 * 1024))
 eval "$(scripts/cuda-toolkit.sh)"
+# So that compute-sanitizer and profilers name the line.
+export TUNESMITH_NVCC_FLAGS=${TUNESMITH_NVCC_FLAGS--lineinfo}
 
 staging=$(mktemp -d)
 trap 'rm -rf "$staging"' EXIT

@@ -2,6 +2,7 @@
 //! transpose, op(B)ᵀ op(A)ᵀ, where a stored row-major matrix already is its own column-major transpose.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,13 +133,15 @@ impl Products {
             return unsafe { self.run(context, plan, &plan.algorithm, gemm, gemm.c.address) }
                 .named_with(|| text(gemm));
         }
-        // SAFETY: passed on to the caller.
-        let plan = unsafe { self.plan(context, gemm, &shape)? };
+        // Locked while candidates are tried, so that a shape has one choice whichever thread asks first.
+        let mut plans = self.plans.write().unwrap_or_else(PoisonError::into_inner);
+        let plan = match plans.entry(shape) {
+            Entry::Occupied(found) => found.into_mut(),
+            // SAFETY: passed on to the caller.
+            Entry::Vacant(place) => place.insert(unsafe { self.plan(context, gemm, &shape)? }),
+        };
         // SAFETY: as above.
-        unsafe { self.run(context, &plan, &plan.algorithm, gemm, gemm.c.address) }
-            .named_with(|| text(gemm))?;
-        self.plans.write().unwrap_or_else(PoisonError::into_inner).insert(shape, plan);
-        Ok(())
+        unsafe { self.run(context, plan, &plan.algorithm, gemm, gemm.c.address) }.named_with(|| text(gemm))
     }
 
     /// C = beta · C: a product of no depth.
