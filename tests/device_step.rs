@@ -1,8 +1,8 @@
 //! The whole decoder on the device's kernels against the same decoder on the CPU's: losses, gradients, optimizer steps,
 //! a cache. On the emulator wherever a C++ compiler is, and with feature `cuda` on a GPU where one is.
 //!
-//! The device stores activations and frozen weights as bf16, so the two agree to what that costs: weights that bf16
-//! holds exactly leave the roundings of some forty operations.
+//! The device stores activations and frozen weights as bf16. What that costs in a given model is measured beside it: by the
+//! CPU's kernels with everything stored rounded. A device may be no further from f32 than a small multiple of that.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -10,6 +10,7 @@ mod common;
 
 use std::sync::Arc;
 
+use common::rounded::Rounded;
 use common::tiny_model::{TARGETS, TinyModel, batch, config};
 use common::{examples, mean, training_batch};
 use half::bf16;
@@ -22,17 +23,12 @@ use tunesmith_testkit::tensors::Tensors;
 use tunesmith_testkit::tiny;
 use tunesmith_train::{TrainConfig, Trainer};
 
-/// Smallest cosine of the angle to the CPU's, for the gradient of every tensor.
-const COSINE: f64 = 0.999;
-/// Largest relative L2 distance of a row of logits.
-const LOGITS: f64 = 2e-2;
-/// Largest relative difference of a gradient norm.
-const NORM: f64 = 0.01;
+/// How often what rounding costs the CPU it may cost a device, which also rounds inside operations.
+const ROUNDINGS: f64 = 3.0;
 /// Largest distance of a mean loss, in nats.
 const LOSS: f64 = 5e-3;
-/// Largest distance of one token's loss, as a part of the logits that it comes from: a bf16 spacing for the logit itself
-/// and one for what leads to it.
-const TOKEN_LOSS: f32 = 2.0 / 256.0;
+/// Largest relative difference of a gradient norm.
+const NORM: f64 = 0.01;
 
 fn spec() -> ModelSpec {
     ModelSpec { hidden_size: 32, head_dim: 8, ..ModelSpec::tiny() }
@@ -94,12 +90,8 @@ fn losses_and_gradient<K: Kernels>(k: K, model: &TinyModel, keep: Keep) -> (Vec<
     (losses[..batch.rows.len()].to_vec(), decoder.kernels().read_full(&gradients).unwrap())
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
-}
-
 fn norm(a: &[f32]) -> f64 {
-    dot(a, a).sqrt()
+    a.iter().map(|&a| f64::from(a).powi(2)).sum::<f64>().sqrt()
 }
 
 fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
@@ -113,18 +105,27 @@ fn losses_and_every_gradient_agree_with_the_cpu() {
     for spec in [spec(), windowed()] {
         let model = model(spec);
         let (want_losses, want) = losses_and_gradient(RefKernels, &model, Keep::All);
+        let (near_losses, near) = losses_and_gradient(Rounded, &model, Keep::All);
         let layout = decoder(RefKernels, &model);
+        let tensors = |flat: &[f32]| -> Vec<(String, Vec<f32>)> {
+            layout.layout().tensors(flat).into_iter().map(|t| (t.key.clone(), t.values.to_vec())).collect()
+        };
+        let (want_tensors, near_tensors) = (tensors(&want), tensors(&near));
         backends!(|d| {
             let (losses, got) = losses_and_gradient(DeviceKernels::new(d), &model, Keep::All);
-            for (a, b) in losses.iter().zip(&want_losses) {
-                assert!((a - b).abs() <= TOKEN_LOSS * b.max(8.0), "a loss of {a} where the CPU has {b}");
-            }
+            assert!(
+                relative_l2(&losses, &want_losses) <= ROUNDINGS * relative_l2(&near_losses, &want_losses)
+            );
             let gap = (mean(&losses) - mean(&want_losses)).abs();
             assert!(gap <= LOSS, "a mean loss {gap} away from the CPU's");
-            let pairs = layout.layout().tensors(&got).into_iter().zip(layout.layout().tensors(&want));
-            for (got, want) in pairs {
-                let cosine = dot(got.values, want.values) / (norm(got.values) * norm(want.values));
-                assert!(cosine >= COSINE, "{}: the gradient points elsewhere, cosine {cosine}", got.key);
+            for (((name, got), (_, want)), (_, near)) in
+                tensors(&got).iter().zip(&want_tensors).zip(&near_tensors)
+            {
+                let (far, rounding) = (relative_l2(got, want), relative_l2(near, want));
+                assert!(
+                    far <= ROUNDINGS * rounding,
+                    "{name}: {far:.1e}, where rounding costs {rounding:.1e}"
+                );
             }
             assert!(
                 (norm(&got) / norm(&want) - 1.0).abs() <= NORM,
@@ -199,15 +200,19 @@ fn a_cache_gives_the_logits_of_the_whole_text_on_a_device() {
     let model = model(windowed());
     let ids: Vec<u32> = (0..14).map(|i| 3 + (i * 7) % 30).collect();
     let want = whole(&decoder(RefKernels, &model), &ids);
+    let allowed = ROUNDINGS * relative_l2(&whole(&decoder(Rounded, &model), &ids), &want);
+    // What that is worth: a window of one key less is far outside it.
+    let other = self::model(ModelSpec { sliding_window: Some(4), ..windowed() });
+    assert!(relative_l2(&whole(&decoder(RefKernels, &other), &ids), &want) > 3.0 * allowed);
     backends!(|d| {
         let mut decoder = decoder(DeviceKernels::new(d), &model);
-        assert!(relative_l2(&whole(&decoder, &ids), &want) <= LOGITS);
+        assert!(relative_l2(&whole(&decoder, &ids), &want) <= allowed);
         let vocab = decoder.config().vocab_size;
         let mut cache = decoder.cache(ids.len(), 4).unwrap();
         let mut got = decoder.decode(&mut cache, &ids[..9]).unwrap();
         for t in 9..=ids.len() {
             let relative = relative_l2(&got, &want[(t - 1) * vocab..t * vocab]);
-            assert!(relative <= LOGITS, "after {t} tokens: {relative:.1e}");
+            assert!(relative <= allowed, "after {t} tokens: {relative:.1e}");
             if t < ids.len() {
                 got = decoder.decode(&mut cache, &ids[t..=t]).unwrap();
             }

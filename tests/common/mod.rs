@@ -6,6 +6,7 @@
     reason = "each test file uses its own part; clippy.toml allows unwrap inside test functions, helpers are the same"
 )]
 
+pub(crate) mod rounded;
 pub(crate) mod tiny_model;
 
 use std::path::Path;
