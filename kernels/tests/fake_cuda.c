@@ -213,6 +213,7 @@ int cuModuleGetFunction(void** out, void* module, const char* name) { IN_CONTEXT
 
 int cuFuncSetAttribute(void* f, int which, int value) {
     IN_CONTEXT;
+    if (f == function && which == 9 && value == 100) return OK;
     if (f != function || which != 8 || value > 232448) return INVALID_VALUE;
     shared_limit = value;
     return OK;

@@ -11,6 +11,9 @@ use super::status::{Named, unavailable, words};
 use crate::gpu::driver::{Arg, Launch};
 use crate::gpu::error::{Error, Result};
 
+/// Shared memory of a block above which the choice between it and the cache decides how many blocks run at a time.
+const PLENTY: u32 = 48 << 10;
+
 /// The compiled kernels of one `.cu` file.
 struct Fatbin {
     file: &'static str,
@@ -64,12 +67,13 @@ impl Modules {
                 found.check(launch)?;
                 return queue(found.handle);
             }
-            let found = self.find(launch.kernel, shared_per_block)?;
+            let found = self.find(launch, shared_per_block)?;
             self.functions.write().unwrap_or_else(PoisonError::into_inner).insert(launch.kernel, found);
         }
     }
 
-    fn find(&self, kernel: &'static str, shared_per_block: u32) -> Result<Function> {
+    fn find(&self, launch: &Launch<'_>, shared_per_block: u32) -> Result<Function> {
+        let kernel = launch.kernel;
         let index = FATBINS.iter().position(|fatbin| fatbin.kernels.contains(&kernel));
         let index = index.ok_or_else(|| failed(kernel, "this build has no kernel of that name"))?;
         let module = self.load(index)?;
@@ -80,6 +84,12 @@ impl Modules {
         // Without this, a launch that asks for more than 48 KiB fails.
         // SAFETY: the handle was just found.
         unsafe { function::set_function_attribute(handle, limit, shared_per_block as i32) }.named(kernel)?;
+        if launch.shared > PLENTY {
+            // As much of the cache as there is becomes shared memory, so that two such blocks fit a multiprocessor.
+            let carveout = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            // SAFETY: as above.
+            unsafe { function::set_function_attribute(handle, carveout, 100) }.named(kernel)?;
+        }
         Ok(Function { handle, parameters: parameters(handle) })
     }
 
