@@ -3,8 +3,9 @@
 //
 // dq is the forward's scheme with K and V in two stages each. In the other kernel a warp owns 16 keys and works on the
 // transposes Sᵀ = K Qᵀ and dPᵀ = V dOᵀ: rounded, Pᵀ and dSᵀ are in registers what the products dv += Pᵀ dO and
-// dk += dSᵀ Q take as A, so that nothing but Q and dO passes through shared memory. All tiles of head size 128 take
-// 97 KiB, what a block of any GPU from sm_80 on may have.
+// dk += dSᵀ Q take as A, so that nothing but Q and dO passes through shared memory, with one barrier a tile.
+// No instance takes more than 99 KiB, what a block of any GPU from sm_80 on may have. At head size 128 an H100's SM holds
+// two blocks of dq (four warps each) and one of dk and dv (eight warps, which share each tile of Q and dO).
 #pragma once
 
 #include "attention.cuh"

@@ -2,8 +2,8 @@
 //
 // A warp owns MT x 16 queries: scores, the softmax and P (rounded, as the next product's A) stay in its registers, only
 // K and V pass through shared memory. While K is multiplied V arrives, while V is multiplied the next K does. With MT 2
-// one ldmatrix of K or V feeds four mma, which keeps shared memory below the tensor cores' demand; at head size 128
-// that leaves two blocks per SM, and one block's softmax runs beside the other's products.
+// one ldmatrix of K or V feeds four mma, so that the tensor cores and not shared memory set the pace; at head size 128,
+// with 255 registers and 64 KiB, two blocks fit an SM, and the softmax of one runs beside the products of the other.
 #pragma once
 
 #include "attention.cuh"

@@ -161,6 +161,20 @@ fn large_scores() {
     backends!(|d| check(&d, &case));
 }
 
+/// Values that cancel out in pairs leave the small differences of their weights, which a rounded P would bury.
+#[test]
+fn weights_are_not_rounded() {
+    let mut case = Case::new(heads(2, 1, 64, None), &[200, 64]);
+    let wiggle = values(5, case.k.len());
+    for row in (1..case.rows).step_by(2) {
+        for i in row * 64..(row + 1) * 64 {
+            case.k[i] = round_bf16(case.k[i - 64] + 0.05 * wiggle[i]);
+            case.v[i] = -case.v[i - 64];
+        }
+    }
+    backends!(|d| check(&d, &case));
+}
+
 /// What other sequences hold, not-a-numbers included, and what lies beyond a context and before a window, is not seen.
 #[test]
 fn sequences_do_not_touch_each_other() {

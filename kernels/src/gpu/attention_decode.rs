@@ -155,7 +155,7 @@ pub fn attention_decode<D: Driver>(
     expect(OP, shares == 1 || scratch.len() >= partials, || {
         format!("{} values of scratch for {partials}", scratch.len())
     })?;
-    expect(OP, queries <= 65_535 && queries * h.heads <= i32::MAX as usize, || {
+    expect(OP, queries <= 65_535 && i32::try_from(queries * h.heads).is_ok(), || {
         format!("{queries} queries of {} heads are too many", h.heads)
     })?;
     if queries == 0 {
@@ -206,11 +206,11 @@ fn instance(head_dim: usize) -> (&'static str, u32, u32) {
         };
     }
     match head_dim {
-        ..=32 => instance!(32, 4, 2),
-        ..=64 => instance!(64, 4, 3),
-        ..=96 => instance!(96, 4, 2),
-        ..=128 => instance!(128, 4, 2),
-        ..=192 => instance!(192, 2, 2),
+        0..=32 => instance!(32, 4, 2),
+        33..=64 => instance!(64, 4, 3),
+        65..=96 => instance!(96, 4, 2),
+        97..=128 => instance!(128, 4, 2),
+        129..=192 => instance!(192, 2, 2),
         _ => instance!(256, 2, 2),
     }
 }

@@ -53,7 +53,7 @@ macro_rules! instance {
     };
 }
 
-static INSTANCES: [Instance; 6] = [
+const LIST: [Instance; 6] = [
     instance!(32, [64, 4], [128, 64, 4], [128, 64, 8, false]),
     instance!(64, [64, 4], [128, 32, 4], [128, 64, 8, false]),
     instance!(96, [64, 4], [128, 32, 4], [128, 64, 8, false]),
@@ -61,6 +61,19 @@ static INSTANCES: [Instance; 6] = [
     instance!(192, [64, 8], [64, 32, 4], [64, 32, 4, true]),
     instance!(256, [32, 8], [64, 16, 4], [64, 16, 4, true]),
 ];
+
+static INSTANCES: [Instance; LIST.len()] = LIST;
+
+/// What a block of any GPU from `sm_80` on may have: 99 KiB on `sm_86` and `sm_89`.
+const SHARED: u32 = 99 << 10;
+const _: () = {
+    let mut i = 0;
+    while i < LIST.len() {
+        let Instance { forward, dq, dkv, .. } = &LIST[i];
+        assert!(forward.shared <= SHARED && dq.shared <= SHARED && dkv.shared <= SHARED);
+        i += 1;
+    }
+};
 
 impl Instance {
     /// The narrowest that holds heads of `head_dim`, which is at most 256.
