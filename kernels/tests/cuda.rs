@@ -172,6 +172,15 @@ fn upload_clear_download() {
     }
     assert_eq!(s.read(&d, 4 * 2999..4 * 3000).unwrap(), 2999_u32.to_le_bytes());
 
+    let (mut from, mut to) = (d.alloc(1000).unwrap(), d.alloc(1000).unwrap());
+    d.upload(&bytes(1000, 9), &mut from, 0).unwrap();
+    d.copy(&from, &mut to).unwrap();
+    let mut copied = vec![0; 1000];
+    d.download(&to, 0, &mut copied).unwrap();
+    assert_eq!(copied, bytes(1000, 9));
+    d.copy(&from, &mut d.alloc(999).unwrap()).unwrap_err();
+    drop((from, to));
+
     // From another thread, where no context is current; dropped there too, after the driver itself.
     let clone = d.clone();
     drop(d);

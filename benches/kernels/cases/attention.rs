@@ -1,11 +1,12 @@
-//! Attention over packed documents of one length.
+//! Attention over packed documents of one length, and of one new token each over what a cache holds of them.
 
 use tunesmith_kernels::gpu::attention::{
     Documents, Gradients, Heads, Inputs, Plan, backward, backward_scratch, forward,
 };
+use tunesmith_kernels::gpu::attention_decode::{Context, Contexts, attention_decode, scratch};
 use tunesmith_kernels::gpu::{Driver, Result, Slice, View, ViewMut, bf16};
 
-use super::{Case, Make, Sizes, Work, case, random};
+use super::{Case, Make, Sizes, Work, case, out, random, streaming, view};
 
 /// Name and maker of every case.
 pub(super) fn all<D: Driver>() -> Vec<(&'static str, Make<D>)> {
@@ -14,6 +15,7 @@ pub(super) fn all<D: Driver>() -> Vec<(&'static str, Make<D>)> {
         ("attention backward", |d, s| attend_backward(d, s, None)),
         ("attention, window of a quarter", |d, s| attend(d, s, Some(s.document / 4))),
         ("attention backward, window of a quarter", |d, s| attend_backward(d, s, Some(s.document / 4))),
+        ("attention decode", decode),
     ]
 }
 
@@ -98,5 +100,23 @@ fn attend_backward<D: Driver>(d: &D, s: &Sizes, window: Option<usize>) -> Result
         let x = Inputs { q, k, v, o, lse: &saved.lse, d_o: View::new(d_o, tokens, cols, cols) };
         let out = Gradients::Fused(ViewMut::new(dqkv, tokens, ld, ld + beside));
         backward(d, &saved.plan, h, x, scratch, out)
+    })
+}
+
+fn decode<D: Driver>(d: &D, s: &Sizes) -> Result<Case<D>> {
+    let Shape { h, tokens, q: cols, k: kv, .. } = Shape::new(s, None);
+    let starts = (0..tokens).step_by(s.document);
+    let contexts: Vec<Context> =
+        starts.map(|start| Context { start, keys: s.document.min(tokens - start) }).collect();
+    let queries = contexts.len();
+    let make = || {
+        let partials = Slice::<D, f32>::uninit(d, scratch(d.limits(), queries, s.document, h))?;
+        let (k, v) = (random(d, tokens * kv)?, random(d, tokens * kv)?);
+        let o = Slice::<D, bf16>::uninit(d, queries * cols)?;
+        Ok((Contexts::new(d, &contexts)?, random(d, queries * cols)?, k, v, partials, o))
+    };
+    streaming(s, 4 * tokens * kv, make, move |d, (contexts, q, k, v, partials, o)| {
+        let (q, k, v) = (view(q, queries, cols, cols), view(k, tokens, kv, kv), view(v, tokens, kv, kv));
+        attention_decode(d, contexts, h, q, k, v, partials, out(o, queries, cols, cols))
     })
 }
