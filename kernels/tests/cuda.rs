@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use std::{env, fs, thread};
 
 use tunesmith_kernels::gpu::cuda::{Cuda, RESOURCES};
-use tunesmith_kernels::gpu::gemm::{Factor, gemm};
+use tunesmith_kernels::gpu::gemm::{Factor, gemm, gemm_onto};
 use tunesmith_kernels::gpu::{Arg, Driver, Error, Launch, Slice, View, ViewMut, bf16};
 
 #[test]
@@ -224,6 +224,12 @@ fn products() {
             }
         }
     }
+    let ones = |n: usize| Slice::from_host(&d, &vec![bf16::ONE; n]).unwrap();
+    let (a, b, onto, mut out) = (ones(6), ones(8), ones(12), ones(12));
+    let (fa, fb) = (Factor::new(View::new(&a, 3, 2, 2)), Factor::new(View::new(&b, 2, 4, 4)));
+    gemm_onto(&d, fa, fb, View::new(&onto, 3, 4, 4), ViewMut::new(&mut out, 3, 4, 4)).unwrap();
+    assert_eq!(onto.to_host(&d).unwrap(), [bf16::ONE; 12]);
+    assert_eq!(out.to_host(&d).unwrap(), [bf16::from_f32(3.0); 12]);
     // Trying candidates takes memory for products that add, and none of it counts.
     let peak = d.memory().unwrap().peak;
     d.set_gemm_trials(false);

@@ -72,6 +72,15 @@ impl Kernels for Rounded {
     ) -> Result<(), Error> {
         rounded(c, |c| RefKernels.gemm(alpha, a, b, beta, c))
     }
+    fn gemm_onto(
+        &self,
+        a: Mat<'_, Buf>,
+        b: Mat<'_, Buf>,
+        onto: Mat<'_, Buf>,
+        out: MatMut<'_, Buf>,
+    ) -> Result<(), Error> {
+        rounded(out, |out| RefKernels.gemm_onto(a, b, onto, out))
+    }
     fn gemm_full(
         &self,
         alpha: f32,

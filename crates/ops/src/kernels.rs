@@ -55,6 +55,14 @@ pub trait Kernels: Send + Sync {
         beta: f32,
         c: MatMut<'_, Self::Buf>,
     ) -> Result<(), Error>;
+    /// out = a · b + onto, which is kept: how the residual stream goes on.
+    fn gemm_onto(
+        &self,
+        a: Mat<'_, Self::Buf>,
+        b: Mat<'_, Self::Buf>,
+        onto: Mat<'_, Self::Buf>,
+        out: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error>;
     /// [`Kernels::gemm`] into f32: LoRA gradients.
     fn gemm_full(
         &self,

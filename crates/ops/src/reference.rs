@@ -152,6 +152,18 @@ impl Kernels for RefKernels {
         Ok(())
     }
 
+    fn gemm_onto(
+        &self,
+        a: Mat<'_, Buf>,
+        b: Mat<'_, Buf>,
+        onto: Mat<'_, Buf>,
+        out: MatMut<'_, Buf>,
+    ) -> Result<(), Error> {
+        let MatMut { buf, at, rows, cols, ld } = out;
+        self.copy(onto, MatMut { buf: &mut *buf, at, rows, cols, ld })?;
+        self.gemm(1.0, a, b, 1.0, MatMut { buf, at, rows, cols, ld })
+    }
+
     fn gemm_full(
         &self,
         alpha: f32,

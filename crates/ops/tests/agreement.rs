@@ -99,6 +99,8 @@ fn products<K: Kernels>(k: &K) -> Vec<(&'static str, Vec<f32>)> {
     k.gemm(0.5, a.get(), b.get(), 0.0, plain.mutable()).unwrap();
     let mut onto = M::new(k, m, n, n, 6);
     k.gemm(1.0, a.get(), bt.get().t(), 1.0, onto.mutable()).unwrap();
+    let (kept, mut beside) = (M::new(k, m, n, 48, 9), M::new(k, m, n, 48, 10));
+    k.gemm_onto(a.get(), b.get(), kept.get(), beside.mutable()).unwrap();
     let mut gradient = full(k, &values(n * m + 7, 7));
     let out = MatMut { at: 7, ..MatMut::new(&mut gradient, m, n, n) };
     k.gemm_full(2.0, at.get().t(), b.get(), 1.0, out).unwrap();
@@ -107,6 +109,8 @@ fn products<K: Kernels>(k: &K) -> Vec<(&'static str, Vec<f32>)> {
     vec![
         ("plain product", plain.all(k)),
         ("product onto C", onto.all(k)),
+        ("product beside what it is added to", beside.all(k)),
+        ("what it is added to", kept.all(k)),
         ("product into f32", k.read_full(&gradient).unwrap()),
         ("one row", one.all(k)),
     ]

@@ -6,16 +6,20 @@ use tunesmith_kernels::gpu::{Error, Gemm, Operand, Result};
 
 use crate::memory::Heap;
 
-/// C = alpha · op(A) · op(B) + beta · C.
+/// C = alpha · op(A) · op(B) + beta · D.
 ///
 /// # Safety
-/// Nobody may write the matrices meanwhile, or read C.
+/// Nobody may write the matrices meanwhile, or read C. D must be C or apart from it.
 pub(crate) unsafe fn gemm(heap: &Heap, call: &Gemm) -> Result<()> {
     let &Gemm { m, n, k, alpha, beta, .. } = call;
     let stored = |o: &Operand, rows, cols| if o.transposed { (cols, rows) } else { (rows, cols) };
     inside(heap, "A", &call.a, stored(&call.a, m, k), 2)?;
     inside(heap, "B", &call.b, stored(&call.b, k, n), 2)?;
-    inside(heap, "C", &call.c, (m, n), if call.full { 4 } else { 2 })?;
+    let size = if call.full { 4 } else { 2 };
+    inside(heap, "C", &call.c, (m, n), size)?;
+    if beta != 0.0 {
+        inside(heap, "D", &Operand { address: call.addend, ..call.c }, (m, n), size)?;
+    }
 
     // SAFETY: both were found inside a live block, and nobody writes them.
     let a = unsafe { widen(&call.a, stored(&call.a, m, k)) };
@@ -35,12 +39,14 @@ pub(crate) unsafe fn gemm(heap: &Heap, call: &Gemm) -> Result<()> {
             let (sum, at) = (sums[i * n + j], i * call.c.ld + j);
             if call.full {
                 let c = (call.c.address as usize as *mut f32).wrapping_add(at);
-                // SAFETY: C was found inside a live block, and nobody else uses it.
-                unsafe { c.write_unaligned(if beta == 0.0 { sum } else { sum + beta * c.read_unaligned() }) };
+                let d = (call.addend as usize as *const f32).wrapping_add(at);
+                // SAFETY: C and D were found inside live blocks, and nobody else uses C.
+                unsafe { c.write_unaligned(if beta == 0.0 { sum } else { sum + beta * d.read_unaligned() }) };
             } else {
                 let c = (call.c.address as usize as *mut bf16).wrapping_add(at);
+                let d = (call.addend as usize as *const bf16).wrapping_add(at);
                 // SAFETY: as above.
-                let old = if beta == 0.0 { 0.0 } else { beta * unsafe { c.read_unaligned() }.to_f32() };
+                let old = if beta == 0.0 { 0.0 } else { beta * unsafe { d.read_unaligned() }.to_f32() };
                 // SAFETY: as above.
                 unsafe { c.write_unaligned(bf16::from_f32(sum + old)) };
             }

@@ -5,7 +5,7 @@
 use half::bf16;
 use tunesmith_emulator::backends;
 use tunesmith_emulator::check::{Value, close, values, values_bf16};
-use tunesmith_kernels::gpu::gemm::{Factor, Output, gemm};
+use tunesmith_kernels::gpu::gemm::{Factor, Output, gemm, gemm_onto};
 use tunesmith_kernels::gpu::{Driver, Error, Slice, View, ViewMut};
 
 /// A shape, and whether A and B are stored transposed.
@@ -151,4 +151,44 @@ fn refusals<D: Driver>(d: &D) {
 #[test]
 fn wrong_shapes_are_refused() {
     backends!(|d| refusals(&d));
+}
+
+fn beside<D: Driver, T: Start>(d: &D) {
+    let (m, n, k, ld) = (33, 40, 24, 48);
+    let a = Slice::from_host(d, &values_bf16(1, m * k)).unwrap();
+    let b = Slice::from_host(d, &values_bf16(2, k * n)).unwrap();
+    let factors = || (Factor::new(View::new(&a, m, k, k)), Factor::new(View::new(&b, k, n, n)));
+    let host: Vec<T> = values(3, m * ld).iter().map(|&v| T::of(v)).collect();
+
+    let mut in_place = Slice::from_host(d, &host).unwrap();
+    let (fa, fb) = factors();
+    gemm(d, 1.0, fa, fb, 1.0, ViewMut::new(&mut in_place, m, n, ld)).unwrap();
+
+    let (onto, marks) = (Slice::from_host(d, &host).unwrap(), vec![T::MARK; m * ld]);
+    let mut out = Slice::from_host(d, &marks).unwrap();
+    let (fa, fb) = factors();
+    gemm_onto(d, fa, fb, View::new(&onto, m, n, ld), ViewMut::new(&mut out, m, n, ld)).unwrap();
+
+    let bits = |v: &[T]| bytemuck::cast_slice::<T, u8>(v).to_vec();
+    assert_eq!(bits(&onto.to_host(d).unwrap()), bits(&host), "what is added to has changed");
+    let (out, in_place) = (out.to_host(d).unwrap(), in_place.to_host(d).unwrap());
+    for (i, (got, want)) in out.chunks(ld).zip(in_place.chunks(ld)).enumerate() {
+        assert_eq!(bits(&got[..n]), bits(&want[..n]), "row {i} differs from the product in place");
+        assert_eq!(bits(&got[n..]), bits(&marks[..ld - n]), "row {i} goes on beyond its end");
+    }
+
+    let (fa, fb) = factors();
+    let mut unused = Slice::from_host(d, &host).unwrap();
+    let refused = gemm_onto(d, fa, fb, View::new(&onto, m, n, ld - 1), ViewMut::new(&mut unused, m, n, ld))
+        .unwrap_err();
+    let refused = refused.to_string();
+    assert_eq!(refused, "gemm_onto: [33, 40] (ld 47) added to [33, 40] (ld 48)");
+}
+
+#[test]
+fn a_product_beside_what_it_is_added_to_is_the_one_in_place() {
+    backends!(|d| {
+        beside::<_, bf16>(&d);
+        beside::<_, f32>(&d);
+    });
 }

@@ -31,10 +31,10 @@ pub trait Driver: Send + Sync + Debug + 'static {
     /// The kernel must exist with exactly these arguments, and every address among them must be that of memory
     /// which the kernel stays inside of and which nobody frees or writes from the host meanwhile.
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
-    /// Queues C = alpha · op(A) · op(B) + beta · C.
+    /// Queues C = alpha · op(A) · op(B) + beta · D, where D may be C.
     ///
     /// # Safety
-    /// The three matrices must lie inside live device memory, and C must not overlap A or B.
+    /// The matrices must lie inside live device memory, and C must overlap neither A nor B, nor a part of D.
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
 
     /// What the device can do.
@@ -91,7 +91,7 @@ pub struct Operand {
     pub transposed: bool,
 }
 
-/// A matrix product with bf16 operands, summed in f32: C `[m, n]` = alpha · op(A) `[m, k]` · op(B) `[k, n]` + beta · C.
+/// A matrix product with bf16 operands, summed in f32: C `[m, n]` = alpha · op(A) `[m, k]` · op(B) `[k, n]` + beta · D.
 #[derive(Debug, Clone, Copy)]
 pub struct Gemm {
     /// Rows of C.
@@ -102,7 +102,7 @@ pub struct Gemm {
     pub k: usize,
     /// Factor of the product.
     pub alpha: f32,
-    /// Factor of what C holds; with 0, C is not read.
+    /// Factor of D; with 0, D is not read.
     pub beta: f32,
     /// bf16.
     pub a: Operand,
@@ -110,6 +110,8 @@ pub struct Gemm {
     pub b: Operand,
     /// Never transposed; bf16, or f32 with `full`.
     pub c: Operand,
-    /// Whether C is f32.
+    /// Address of D, which has C's shape, type and leading dimension: that of C to add in place.
+    pub addend: u64,
+    /// Whether C and D are f32.
     pub full: bool,
 }

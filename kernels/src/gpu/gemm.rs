@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::driver::{Driver, Gemm, Operand};
 use super::error::{Result, expect};
-use super::slice::{Element, Slice, View, ViewMut};
+use super::slice::{Element, View, ViewMut};
 
 /// What a product may be written to: bf16, or f32 for LoRA gradients.
 pub trait Output: Element {
@@ -64,22 +64,64 @@ pub fn gemm<D: Driver, T: Output>(
     beta: f32,
     c: ViewMut<'_, D, T>,
 ) -> Result<()> {
+    let addend = c.slice.address(d, c.at);
+    // SAFETY: C is added to in place.
+    unsafe { product(d, "gemm", (alpha, beta), a, b, addend, c) }
+}
+
+/// C = A · B + D, for a D that is kept: the residual stream goes on without a copy of its own.
+///
+/// # Shapes
+/// - a: `[m, k]`, b: `[k, n]` bf16; onto, c: `[m, n]` bf16 or f32, with one leading dimension
+///
+/// # Errors
+/// As [`gemm`].
+pub fn gemm_onto<D: Driver, T: Output>(
+    d: &D,
+    a: Factor<'_, D>,
+    b: Factor<'_, D>,
+    onto: View<'_, D, T>,
+    c: ViewMut<'_, D, T>,
+) -> Result<()> {
+    const OP: &str = "gemm_onto";
+    expect(OP, (onto.rows, onto.cols, onto.ld) == (c.rows, c.cols, c.ld), || {
+        format!(
+            "[{}, {}] (ld {}) added to [{}, {}] (ld {})",
+            onto.rows, onto.cols, onto.ld, c.rows, c.cols, c.ld
+        )
+    })?;
+    onto.check(OP, "onto", 1)?;
+    // SAFETY: D was found inside its slice and has C's shape; C, borrowed mutably, does not overlap it.
+    unsafe { product(d, OP, (1.0, 1.0), a, b, onto.slice.address(d, onto.at), c) }
+}
+
+/// Checks a product and queues it.
+///
+/// # Safety
+/// A matrix of C's shape and leading dimension must lie at `addend`, and be C or apart from it.
+unsafe fn product<D: Driver, T: Output>(
+    d: &D,
+    op: &'static str,
+    (alpha, beta): (f32, f32),
+    a: Factor<'_, D>,
+    b: Factor<'_, D>,
+    addend: u64,
+    c: ViewMut<'_, D, T>,
+) -> Result<()> {
     let ((m, k), (depth, n)) = (a.shape(), b.shape());
-    expect("gemm", depth == k && c.rows == m && c.cols == n, || {
+    expect(op, depth == k && c.rows == m && c.cols == n, || {
         format!("[{m}, {k}] x [{depth}, {n}] into [{}, {}]", c.rows, c.cols)
     })?;
-    a.view.check("gemm", "a", 1)?;
-    b.view.check("gemm", "b", 1)?;
-    c.check("gemm", "c", 1)?;
+    a.view.check(op, "a", 1)?;
+    b.view.check(op, "b", 1)?;
+    c.check(op, "c", 1)?;
     if m == 0 || n == 0 {
         return Ok(());
     }
-    let out = Operand { address: address(d, c.slice, c.at), ld: c.ld, transposed: false };
-    let gemm = Gemm { m, n, k, alpha, beta, a: a.operand(d), b: b.operand(d), c: out, full: T::FULL };
-    // SAFETY: the three matrices were found inside their slices, and C, borrowed mutably, overlaps neither operand.
+    let out = Operand { address: c.slice.address(d, c.at), ld: c.ld, transposed: false };
+    let (a, b) = (a.operand(d), b.operand(d));
+    let gemm = Gemm { m, n, k, alpha, beta, a, b, c: out, addend, full: T::FULL };
+    // SAFETY: the operands and C were found inside their slices, and C, borrowed mutably, overlaps neither; the caller
+    // vouches for the addend.
     unsafe { d.gemm(&gemm) }
-}
-
-fn address<D: Driver, T: Element>(d: &D, slice: &Slice<D, T>, at: usize) -> u64 {
-    slice.address(d, at)
 }

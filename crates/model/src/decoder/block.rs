@@ -134,21 +134,15 @@ impl<K: Kernels> Block<K> {
         middle: &mut K::Buf,
         scratch: &mut Scratch<K>,
     ) -> Result<()> {
-        let (m, d) = (cx.queries(), cx.widths.d);
-        self.down_o(cx, tape, scratch)?;
-        Self::residual(cx, x, middle)?;
-        self.o.forward(cx.k, &tape.out, 1.0, MatMut::new(middle, m, d, d))
-    }
-
-    /// The rows of the residual stream that go on.
-    fn residual(cx: &Cx<'_, K>, x: &K::Buf, middle: &mut K::Buf) -> Result<()> {
         let (n, m, d) = (cx.rows(), cx.queries(), cx.widths.d);
-        let (x, middle) = (Mat::new(x, n, d, d), MatMut::new(middle, m, d, d));
-        match cx.selected {
-            Some(rows) => cx.k.gather_rows(x, rows, middle)?,
-            None => cx.k.copy(x, middle)?,
-        }
-        Ok(())
+        self.down_o(cx, tape, scratch)?;
+        let x = Mat::new(x, n, d, d);
+        let Some(selected) = cx.selected else {
+            return self.o.forward_onto(cx.k, &tape.out, x, MatMut::new(middle, m, d, d));
+        };
+        // Only some rows of the residual stream go on.
+        cx.k.gather_rows(x, selected, MatMut::new(middle, m, d, d))?;
+        self.o.forward(cx.k, &tape.out, 1.0, MatMut::new(middle, m, d, d))
     }
 
     /// The feed-forward half up to `h`; with `y`, also the down projection onto the residual.
@@ -172,8 +166,7 @@ impl<K: Kernels> Block<K> {
         k.swiglu(gate_up, MatMut::new(&mut scratch.h, m, w.f, self.down.input_ld()))?;
         self.down.down(k, &mut scratch.h, m, &mut tape.s_down, dropout, &mut scratch.group)?;
         let Some(y) = y else { return Ok(()) };
-        k.copy(x, MatMut::new(y, m, w.d, w.d))?;
-        self.down.forward(k, &scratch.h, 1.0, MatMut::new(y, m, w.d, w.d))
+        self.down.forward_onto(k, &scratch.h, x, MatMut::new(y, m, w.d, w.d))
     }
 
     /// Backward of the feed-forward half: `dx` holds dy and becomes dm, `[queries, d]`.

@@ -186,6 +186,18 @@ impl<K: Kernels> LoraGroup<K> {
         Ok(k.gemm(1.0, x, self.all().rows(0..self.outputs).t(), beta, out)?)
     }
 
+    /// out = [X S] [W sB]ᵀ + onto.
+    pub(super) fn forward_onto(
+        &self,
+        k: &K,
+        x: &K::Buf,
+        onto: Mat<'_, K::Buf>,
+        out: MatMut<'_, K::Buf>,
+    ) -> Result<()> {
+        let x = Mat::new(x, out.rows, self.input_ld(), self.input_ld());
+        Ok(k.gemm_onto(x, self.all().rows(0..self.outputs).t(), onto, out)?)
+    }
+
     /// dS = dY sB into the scratch and into the tail of `dy`; then, if asked for, dX = [dY dS] [W; A].
     ///
     /// `dy` has rows `dy_ld` apart with room for dS right after its outputs.

@@ -146,6 +146,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
 
     fn read(&self, m: Mat<'_, Self::Buf>) -> Result<Vec<f32>, Error> {
         let (d, n) = (&*self.d, m.rows * m.cols);
+        expect("read", !m.transposed, || "a transposed operand".into())?;
         let wide = |values: Vec<bf16>| values.iter().map(|v| v.to_f32()).collect();
         if m.rows <= 1 || m.cols == m.ld {
             return Ok(wide(m.buf.read(d, m.at..m.at + n)?));
@@ -181,6 +182,16 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         c: MatMut<'_, Self::Buf>,
     ) -> Result<(), Error> {
         Ok(gemm::gemm(&*self.d, alpha, factor(a), factor(b), beta, view_mut(c))?)
+    }
+
+    fn gemm_onto(
+        &self,
+        a: Mat<'_, Self::Buf>,
+        b: Mat<'_, Self::Buf>,
+        onto: Mat<'_, Self::Buf>,
+        out: MatMut<'_, Self::Buf>,
+    ) -> Result<(), Error> {
+        Ok(gemm::gemm_onto(&*self.d, factor(a), factor(b), view("gemm_onto", onto)?, view_mut(out))?)
     }
 
     fn gemm_full(

@@ -88,7 +88,12 @@ impl Shape {
     fn of(gemm: &Gemm) -> Self {
         let &Gemm { m, n, k, full, .. } = gemm;
         let (a, b) = (Stored::new(&gemm.a, m, k), Stored::new(&gemm.b, k, n));
-        Self { m, n, k, a, b, c: Stored::new(&gemm.c, m, n), full, adds: gemm.beta != 0.0 }
+        let adds = gemm.beta != 0.0;
+        let mut c = Stored::new(&gemm.c, m, n);
+        if adds {
+            c.aligned = c.aligned.min(Stored::new(&Operand { address: gemm.addend, ..gemm.c }, m, n).aligned);
+        }
+        Self { m, n, k, a, b, c, full, adds }
     }
 
     fn size(&self) -> usize {
@@ -144,10 +149,10 @@ impl Products {
         unsafe { self.run(context, plan, &plan.algorithm, gemm, gemm.c.address) }.named_with(|| text(gemm))
     }
 
-    /// C = beta · C: a product of no depth.
+    /// C = beta · D: a product of no depth.
     unsafe fn scale(&self, context: &Context, gemm: &Gemm) -> Result<()> {
         let (size, stream) = (if gemm.full { 4 } else { 2 }, context.stream);
-        if gemm.beta == 1.0 {
+        if gemm.beta == 1.0 && gemm.addend == gemm.c.address {
             return Ok(());
         }
         if gemm.beta == 0.0 {
@@ -310,7 +315,7 @@ impl Products {
                 plan.b.0,
                 at(gemm.a.address),
                 plan.a.0,
-                at(gemm.c.address),
+                at(gemm.addend),
                 plan.c.0,
                 out as *mut c_void,
                 plan.c.0,
