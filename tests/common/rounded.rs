@@ -3,7 +3,8 @@
 
 use half::bf16;
 use tunesmith_ops::{
-    AdamW, Attention, DropoutKey, Error, Index, Kernels, Mat, MatMut, RefKernels, RopeTable, RowNames,
+    AdamW, Attention, AttentionGradients, DropoutKey, Error, Index, Kernels, Mat, MatMut, RefKernels,
+    RopeTable, RowNames,
 };
 
 type Buf = Vec<f32>;
@@ -175,12 +176,16 @@ impl Kernels for Rounded {
         o: Mat<'_, Buf>,
         lse: &Buf,
         d_o: Mat<'_, Buf>,
-        d_q: MatMut<'_, Buf>,
-        d_kv: MatMut<'_, Buf>,
+        out: AttentionGradients<'_, Buf>,
     ) -> Result<(), Error> {
-        rounded(d_q, |d_q| {
-            rounded(d_kv, |d_kv| RefKernels.attention_backward(how, q, k, v, o, lse, d_o, d_q, d_kv))
-        })
+        let run =
+            |out: AttentionGradients<'_, Buf>| RefKernels.attention_backward(how, q, k, v, o, lse, d_o, out);
+        match out {
+            AttentionGradients::Apart { d_q, d_kv } => {
+                rounded(d_q, |d_q| rounded(d_kv, |d_kv| run(AttentionGradients::Apart { d_q, d_kv })))
+            }
+            AttentionGradients::Fused(all) => rounded(all, |all| run(AttentionGradients::Fused(all))),
+        }
     }
     fn swiglu(&self, gate_up: Mat<'_, Buf>, h: MatMut<'_, Buf>) -> Result<(), Error> {
         rounded(h, |h| RefKernels.swiglu(gate_up, h))

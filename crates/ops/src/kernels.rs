@@ -17,6 +17,20 @@ pub struct Attention<'a> {
     pub window: Option<usize>,
 }
 
+/// Where [`Kernels::attention_backward`] writes.
+#[derive(Debug)]
+pub enum AttentionGradients<'a, B> {
+    /// In matrices of their own, as when only some rows are queries.
+    Apart {
+        /// `[queries, heads * head_dim]`
+        d_q: MatMut<'a, B>,
+        /// dk beside dv, `[keys, 2 * kv_heads * head_dim]`
+        d_kv: MatMut<'a, B>,
+    },
+    /// dq, dk and dv side by side, `[rows, (heads + 2 * kv_heads) * head_dim]`, where every row is query and key.
+    Fused(MatMut<'a, B>),
+}
+
 /// The mathematics of the training step on one device.
 ///
 /// `Buf` holds activations and frozen weights in the device's storage type, `Full` holds f32: LoRA parameters,
@@ -159,7 +173,7 @@ pub trait Kernels: Send + Sync {
         o: MatMut<'_, Self::Buf>,
         lse: Option<&mut Self::Full>,
     ) -> Result<(), Error>;
-    /// Gradients of [`Kernels::attention`]. `d_kv` holds dk and dv side by side: `[keys, 2 * kv_heads * head_dim]`.
+    /// Gradients of [`Kernels::attention`] by q, k and v.
     fn attention_backward(
         &self,
         how: Attention<'_>,
@@ -169,8 +183,7 @@ pub trait Kernels: Send + Sync {
         o: Mat<'_, Self::Buf>,
         lse: &Self::Full,
         d_o: Mat<'_, Self::Buf>,
-        d_q: MatMut<'_, Self::Buf>,
-        d_kv: MatMut<'_, Self::Buf>,
+        out: AttentionGradients<'_, Self::Buf>,
     ) -> Result<(), Error>;
 
     /// h = silu(gate) · up.

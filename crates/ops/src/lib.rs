@@ -17,7 +17,7 @@ mod sequences;
 pub use device::DeviceKernels;
 pub use error::Error;
 pub use fixed::{Fixed, Index, RowNames, Tag};
-pub use kernels::{Attention, Kernels};
+pub use kernels::{Attention, AttentionGradients, Kernels};
 pub use mat::{Mat, MatMut};
 pub use reference::RefKernels;
 pub use rng::{DropoutKey, Philox};

@@ -3,9 +3,9 @@
 use std::cell::Cell;
 
 use rayon::prelude::*;
-use tunesmith_kernels::cpu::{self, BackwardInputs, Document, Heads, HeadsRef};
+use tunesmith_kernels::cpu::{self, BackwardInputs, Document, GradientsMut, Heads, HeadsRef};
 
-use crate::kernels::{Attention, Kernels};
+use crate::kernels::{Attention, AttentionGradients, Kernels};
 use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
 
 /// Logits held at a time by the chunked cross-entropy, in values (64 MiB). The head is read once per chunk, so a
@@ -82,6 +82,20 @@ fn heads_ref<'a>(op: &'static str, m: Mat<'a, Buf>) -> Result<HeadsRef<'a>, Erro
     fits(op, m.buf.len(), m.at, m.rows, m.cols, m.ld)?;
     expect(op, !m.transposed, || "a transposed operand".into())?;
     Ok(HeadsRef { data: &m.buf[m.at..], ld: m.ld })
+}
+
+/// The values of a gradient to write from its first on, and its leading dimension.
+fn gradient<'a>(
+    op: &'static str,
+    m: MatMut<'a, Buf>,
+    rows: usize,
+    cols: usize,
+) -> Result<(&'a mut [f32], usize), Error> {
+    expect(op, (m.rows, m.cols) == (rows, cols), || {
+        format!("a gradient [{}, {}] where [{rows}, {cols}] is written", m.rows, m.cols)
+    })?;
+    fits(op, m.buf.len(), m.at, m.rows, m.cols, m.ld)?;
+    Ok((&mut m.buf[m.at..], m.ld))
 }
 
 fn allocate(len: usize) -> Result<Buf, Error> {
@@ -355,20 +369,30 @@ impl Kernels for RefKernels {
         o: Mat<'_, Buf>,
         lse: &Buf,
         d_o: Mat<'_, Buf>,
-        d_q: MatMut<'_, Buf>,
-        d_kv: MatMut<'_, Buf>,
+        out: AttentionGradients<'_, Buf>,
     ) -> Result<(), Error> {
         const OP: &str = "attention_backward";
         let s = how.sequences;
         let (width, kv_width) = (how.heads * how.head_dim, how.kv_heads * how.head_dim);
-        let queries = [(q.rows, q.cols), (o.rows, o.cols), (d_o.rows, d_o.cols), (d_q.rows, d_q.cols)];
+        let queries = [(q.rows, q.cols), (o.rows, o.cols), (d_o.rows, d_o.cols)];
         let ok = queries.iter().all(|&x| x == (s.queries(), width));
         let ok = ok && k.rows == s.keys() && v.rows == s.keys() && k.cols == kv_width && v.cols == kv_width;
-        let ok =
-            ok && (d_kv.rows, d_kv.cols) == (s.keys(), 2 * kv_width) && lse.len() >= s.queries() * how.heads;
+        let ok = ok && lse.len() >= s.queries() * how.heads;
         expect(OP, ok, || format!("q [{}, {}], k [{}, {}]", q.rows, q.cols, k.rows, k.cols))?;
-        fits(OP, d_q.buf.len(), d_q.at, d_q.rows, d_q.cols, d_q.ld)?;
-        fits(OP, d_kv.buf.len(), d_kv.at, d_kv.rows, d_kv.cols, d_kv.ld)?;
+        let out = match out {
+            AttentionGradients::Apart { d_q, d_kv } => {
+                let dq = gradient(OP, d_q, s.queries(), width)?;
+                let dkv = gradient(OP, d_kv, s.keys(), 2 * kv_width)?;
+                GradientsMut::Apart { dq: dq.0, dq_ld: dq.1, dkv: dkv.0, dkv_ld: dkv.1 }
+            }
+            AttentionGradients::Fused(all) => {
+                expect(OP, s.queries() == s.keys(), || {
+                    format!("{} queries, {} keys side by side", s.queries(), s.keys())
+                })?;
+                let (dqkv, ld) = gradient(OP, all, s.keys(), width + 2 * kv_width)?;
+                GradientsMut::Fused { dqkv, ld }
+            }
+        };
         let inputs = BackwardInputs {
             q: heads_ref(OP, q)?,
             k: heads_ref(OP, k)?,
@@ -377,8 +401,7 @@ impl Kernels for RefKernels {
             lse,
             d_o: heads_ref(OP, d_o)?,
         };
-        let (dq, dkv) = (&mut d_q.buf[d_q.at..], &mut d_kv.buf[d_kv.at..]);
-        cpu::attention_backward(heads(&how), &documents(s), inputs, dq, d_q.ld, dkv, d_kv.ld);
+        cpu::attention_backward(heads(&how), &documents(s), inputs, out);
         Ok(())
     }
 

@@ -6,8 +6,8 @@
 use half::bf16;
 use tunesmith_emulator::backends;
 use tunesmith_ops::{
-    AdamW, Attention, DeviceKernels, DropoutKey, Index, Kernels, Mat, MatMut, RefKernels, RopeTable,
-    RowNames, Sequences,
+    AdamW, Attention, AttentionGradients, DeviceKernels, DropoutKey, Index, Kernels, Mat, MatMut, RefKernels,
+    RopeTable, RowNames, Sequences,
 };
 
 /// One rounding to bf16, and two or three of them (research: 1.7e-3 a rounding in relative L2).
@@ -218,9 +218,22 @@ fn attention<K: Kernels>(
     let d_o = M::new(k, queries, q_width, q_width, 5);
     let (mut dq, mut dkv) =
         (M::new(k, queries, q_width, q_width, 6), M::new(k, keys, 2 * kv_width, 2 * kv_width + 8, 7));
-    let (dq_, dkv_) = (dq.mutable(), dkv.mutable());
-    k.attention_backward(how, q.get(), keys_, values_, o.get(), &lse, d_o.get(), dq_, dkv_).unwrap();
-    vec![("o", o.all(k)), ("lse", k.read_full(&lse).unwrap()), ("dq", dq.all(k)), ("dk and dv", dkv.all(k))]
+    let apart = AttentionGradients::Apart { d_q: dq.mutable(), d_kv: dkv.mutable() };
+    k.attention_backward(how, q.get(), keys_, values_, o.get(), &lse, d_o.get(), apart).unwrap();
+    let all = q_width + 2 * kv_width;
+    let mut dqkv = M::new(k, queries, all, all + 64, 8);
+    if queries == keys {
+        let fused = AttentionGradients::Fused(dqkv.mutable());
+        k.attention_backward(how, q.get(), keys_, values_, o.get(), &lse, d_o.get(), fused).unwrap();
+    }
+    vec![
+        ("o", o.all(k)),
+        ("o without the log-sum-exp", alone.all(k)),
+        ("lse", k.read_full(&lse).unwrap()),
+        ("dq", dq.all(k)),
+        ("dk and dv", dkv.all(k)),
+        ("dq, dk and dv", dqkv.all(k)),
+    ]
 }
 agree!(attention_agrees, 1e-2, attention, (4, 2, 16, None), &Sequences::whole(&[5, 1, 70, 12]));
 agree!(windowed_attention_agrees, 1e-2, attention, (2, 2, 64, Some(9)), &Sequences::whole(&[40, 3]));

@@ -76,6 +76,12 @@ impl Shared {
         Self { at: data.as_mut_ptr(), len: data.len(), ld }
     }
 
+    /// The same matrix without its first columns.
+    fn from_column(self, column: usize) -> Self {
+        let column = column.min(self.len);
+        Self { at: self.at.wrapping_add(column), len: self.len - column, ld: self.ld }
+    }
+
     /// One row of one head.
     ///
     /// # Safety
@@ -199,23 +205,51 @@ pub struct BackwardInputs<'a> {
     pub d_o: HeadsRef<'a>,
 }
 
-/// Attention backward: writes dq (`dq_ld` apart) and `[dk | dv]` side by side (`dkv_ld` apart).
+/// Where the backward pass writes: dq, and dk beside dv.
+#[derive(Debug)]
+pub enum GradientsMut<'a> {
+    /// In buffers of their own.
+    Apart {
+        /// `[queries, heads * dim]`, rows `dq_ld` apart.
+        dq: &'a mut [f32],
+        /// Distance between the rows of dq.
+        dq_ld: usize,
+        /// `[keys, 2 * kv_heads * dim]`, rows `dkv_ld` apart.
+        dkv: &'a mut [f32],
+        /// Distance between the rows of dk and dv.
+        dkv_ld: usize,
+    },
+    /// `[rows, (heads + 2 * kv_heads) * dim]`, side by side, where every row is query and key.
+    Fused {
+        /// All three.
+        dqkv: &'a mut [f32],
+        /// Distance between rows.
+        ld: usize,
+    },
+}
+
+/// Attention backward: writes the gradients of q, k and v.
 ///
 /// One task owns one key/value head of one document and all query heads it serves, so every sum has one writer
 /// and a fixed order.
 ///
 /// # Panics
-/// If a range of rows or heads is outside its buffer.
+/// If a range of rows or heads is outside its buffer, or the rows of fused gradients overlap.
 pub fn attention_backward(
     h: Heads,
     documents: &[Document<'_>],
     x: BackwardInputs<'_>,
-    dq: &mut [f32],
-    dq_ld: usize,
-    dkv: &mut [f32],
-    dkv_ld: usize,
+    out: GradientsMut<'_>,
 ) {
-    let (dq, dkv) = (Shared::new(dq, dq_ld), Shared::new(dkv, dkv_ld));
+    let (dq, dkv) = match out {
+        GradientsMut::Apart { dq, dq_ld, dkv, dkv_ld } => (Shared::new(dq, dq_ld), Shared::new(dkv, dkv_ld)),
+        GradientsMut::Fused { dqkv, ld } => {
+            // dq takes the first columns of each row alone: the heads that it writes end where dk begins.
+            assert!(ld >= (h.heads + 2 * h.kv_heads) * h.dim, "rows of dq, dk and dv overlap at {ld}");
+            let all = Shared::new(dqkv, ld);
+            (all, all.from_column(h.heads * h.dim))
+        }
+    };
     let tasks: Vec<_> = documents.iter().flat_map(|d| (0..h.kv_heads).map(move |kv| (d, kv))).collect();
     tasks.into_par_iter().with_max_len(1).for_each(|(doc, kv)| backward_head(h, doc, kv, x, dq, dkv));
 }

@@ -9,7 +9,7 @@ mod pack;
 mod row;
 mod simd;
 
-pub use attention::{BackwardInputs, Document, Heads, HeadsRef, attention, attention_backward};
+pub use attention::{BackwardInputs, Document, GradientsMut, Heads, HeadsRef, attention, attention_backward};
 pub use gemm::{MatMut, MatRef, gemm, gemm_serial};
 pub use memory::zeroed;
 pub use nf4::{NF4_BLOCK, NF4_CODE, NF4_NESTED_BLOCK, Nf4, Nf4Scales, nf4_dynamic_map};

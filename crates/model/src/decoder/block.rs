@@ -6,7 +6,7 @@
 //!
 //! The last block of a step computes only the selected rows from the attention's queries on: `queries` of `rows`.
 
-use tunesmith_ops::{Attention, Index, Kernels, Mat, MatMut, RopeTable, Sequences};
+use tunesmith_ops::{Attention, AttentionGradients, Index, Kernels, Mat, MatMut, RopeTable, Sequences};
 
 use super::group::{Dropout, LoraGroup};
 use super::workspace::{AttentionTape, MlpTape, Scratch, Widths};
@@ -244,13 +244,18 @@ impl<K: Kernels> Block<K> {
         };
         let (keys, values) = (qkv.columns(w.q..w.q + w.kv), qkv.columns(w.q + w.kv..width));
         let d_out = Mat::new(&scratch.d_attention, m, w.q, w.q);
-        let dq = MatMut::new(&mut scratch.dq, m, w.q, w.q);
-        let dkv = MatMut::new(&mut scratch.dqkv, n, width, d_ld).columns(w.q..width);
-        k.attention_backward(cx.attention(), q, keys, values, out, &tape.lse, d_out, dq, dkv)?;
-        let (dq, dq_all) = (Mat::new(&scratch.dq, m, w.q, w.q), MatMut::new(&mut scratch.dqkv, n, w.q, d_ld));
-        match cx.selected {
-            Some(selected) => k.scatter_rows(dq, selected, dq_all)?,
-            None => k.copy(dq, dq_all)?,
+        let dqkv = MatMut::new(&mut scratch.dqkv, n, width, d_ld);
+        let written = match cx.selected {
+            Some(_) => AttentionGradients::Apart {
+                d_q: MatMut::new(&mut scratch.dq, m, w.q, w.q),
+                d_kv: dqkv.columns(w.q..width),
+            },
+            None => AttentionGradients::Fused(dqkv),
+        };
+        k.attention_backward(cx.attention(), q, keys, values, out, &tape.lse, d_out, written)?;
+        if let Some(selected) = cx.selected {
+            let dq = Mat::new(&scratch.dq, m, w.q, w.q);
+            k.scatter_rows(dq, selected, MatMut::new(&mut scratch.dqkv, n, w.q, d_ld))?;
         }
         k.rope(MatMut::new(&mut scratch.dqkv, n, w.q + w.kv, d_ld), cx.positions, cx.table, true)?;
 

@@ -13,7 +13,7 @@ use tunesmith_kernels::gpu::{
     swiglu,
 };
 
-use crate::kernels::{Attention, Kernels};
+use crate::kernels::{Attention, AttentionGradients, Kernels};
 use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
 use memo::Memo;
 use scratch::Scratch;
@@ -365,8 +365,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         o: Mat<'_, Self::Buf>,
         lse: &Self::Full,
         d_o: Mat<'_, Self::Buf>,
-        d_q: MatMut<'_, Self::Buf>,
-        d_kv: MatMut<'_, Self::Buf>,
+        out: AttentionGradients<'_, Self::Buf>,
     ) -> Result<(), Error> {
         const OP: &str = "attention_backward";
         let plan = self.plan(how.sequences)?;
@@ -378,7 +377,12 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
             lse,
             d_o: view(OP, d_o)?,
         };
-        let out = Gradients::Apart { dq: view_mut(d_q), dkv: view_mut(d_kv) };
+        let out = match out {
+            AttentionGradients::Apart { d_q, d_kv } => {
+                Gradients::Apart { dq: view_mut(d_q), dkv: view_mut(d_kv) }
+            }
+            AttentionGradients::Fused(all) => Gradients::Fused(view_mut(all)),
+        };
         let scratch = attention::backward_scratch(how.sequences.queries(), how.heads);
         self.statistics.with(&*self.d, scratch, |scratch| {
             Ok(attention::backward(&*self.d, &plan, heads(&how), inputs, scratch, out)?)
