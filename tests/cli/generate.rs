@@ -51,6 +51,16 @@ fn a_prompt_may_come_from_stdin_or_as_messages() {
 }
 
 #[test]
+fn a_device_is_named_as_in_a_job_file() {
+    let (bench, base) = (Bench::new(), base());
+    let run =
+        |device: &str| bench.run(&["generate", "--base", &base, "--prompt", QUESTION, "--device", device]);
+    assert_eq!(run("cpu").stdout, run("auto").stdout);
+    run("gpu").failed(2, "expected \"cpu\", \"auto\" or \"cuda:N\"");
+    run("cuda:99").failed(69, "device `cuda:99`");
+}
+
+#[test]
 fn sampling_follows_its_seed() {
     let bench = Bench::new();
     let sample = |seed: &str, temperature: &str, top_p: &str| {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::EXIT_CODES;
+use crate::spec;
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -95,7 +96,7 @@ pub(crate) struct Overrides {
     /// Never touch the network (offline)
     #[arg(long)]
     pub(crate) offline: bool,
-    /// Where to compute: cpu or auto (device)
+    /// Where to compute: cpu, cuda:N or auto, which is the CPU for now (device)
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
 }
@@ -141,6 +142,9 @@ pub(crate) struct GenerateArgs {
     /// Adapter directory, as `train` or PEFT writes it
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+    /// Where to compute: cpu, cuda:N (builds with CUDA) or auto, which is the CPU for now
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
+    pub(crate) device: String,
     /// What to answer; `-` reads standard input
     #[arg(long, value_name = "TEXT", group = "input", allow_hyphen_values = true)]
     pub(crate) prompt: Option<String>,
@@ -216,6 +220,13 @@ impl Command {
             | Self::Config(ConfigCommand::Show { json, .. }) => *json,
             Self::Config(ConfigCommand::Schema) | Self::Completions { .. } => false,
         }
+    }
+}
+
+fn device(text: &str) -> Result<String, String> {
+    match spec::is_device(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("expected {}", spec::DEVICES)),
     }
 }
 

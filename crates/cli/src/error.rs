@@ -207,9 +207,14 @@ impl CliError {
 const INTERNAL: (&str, &str) = ("internal", "internal_error");
 
 fn ops_kind(error: &tunesmith_ops::Error) -> (&'static str, &'static str) {
+    use tunesmith_ops::{DeviceError, Error};
     match error {
-        tunesmith_ops::Error::OutOfMemory { .. } => ("memory", "insufficient_memory"),
-        tunesmith_ops::Error::TokenOutOfRange { .. } => ("data", "unsupported_model"),
+        Error::OutOfMemory { .. } | Error::Device(DeviceError::OutOfMemory { .. }) => {
+            ("memory", "insufficient_memory")
+        }
+        Error::Device(DeviceError::Unavailable { .. }) => ("device", "device_missing"),
+        Error::Device(DeviceError::Device { .. }) => ("device", "device_failed"),
+        Error::TokenOutOfRange { .. } => ("data", "unsupported_model"),
         _ => INTERNAL,
     }
 }

@@ -25,6 +25,19 @@ pub use rope::RopeTable;
 pub use sequences::Sequences;
 pub use tunesmith_kernels::cpu::AdamW;
 
+pub use tunesmith_kernels::gpu::Error as DeviceError;
+
 /// The kernels on an NVIDIA GPU.
 #[cfg(feature = "cuda")]
 pub type CudaKernels = DeviceKernels<tunesmith_kernels::gpu::cuda::Cuda>;
+
+#[cfg(feature = "cuda")]
+impl CudaKernels {
+    /// The kernels on a GPU, counted from 0.
+    ///
+    /// # Errors
+    /// What is missing: the driver or a version of it, the device, cuBLASLt.
+    pub fn open(ordinal: usize) -> Result<Self, Error> {
+        Ok(Self::new(tunesmith_kernels::gpu::cuda::Cuda::new(ordinal)?))
+    }
+}

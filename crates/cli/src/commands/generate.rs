@@ -18,6 +18,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let source = Source::locate(&args.base, args.revision.as_deref(), args.offline, &current_dir()?)?;
     let cancel = interrupt::install("stopping")?;
     let request = engine::GenerateRequest {
+        device: args.device.clone(),
         source,
         adapter: args.adapter.clone(),
         input,

@@ -110,12 +110,7 @@ fn failure(error: &CliError) -> Failure {
 
 /// What can be known to fail before a job is made.
 fn preflight(spec: &JobSpec) -> Result<(), CliError> {
-    if spec.device.starts_with("cuda") {
-        return Err(CliError::Device(format!(
-            "device `{}` was asked for, but this build has no CUDA; it computes on the CPU only",
-            spec.device
-        )));
-    }
+    engine::check_device(&spec.device)?;
     for (what, path) in
         [("training file", Some(&spec.data.train)), ("validation file", spec.data.validation.as_ref())]
     {

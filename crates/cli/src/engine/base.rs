@@ -6,7 +6,7 @@ use tunesmith_data::{Encoder, Now, TemplateChoice};
 use tunesmith_model::hub::{self, HubOptions};
 use tunesmith_model::peft::LoraConfig;
 use tunesmith_model::{Checkpoint, Decoder, ModelConfig};
-use tunesmith_ops::RefKernels;
+use tunesmith_ops::Kernels;
 
 use super::Source;
 use crate::error::CliError;
@@ -45,14 +45,15 @@ impl Base {
         Ok(Self { dir, config, encoder })
     }
 
-    /// Reads the weights.
-    pub(super) fn load(
+    /// Reads the weights onto a device.
+    pub(super) fn load<K: Kernels>(
         &self,
+        kernels: K,
         lora: Option<&LoraConfig>,
         progress: &mut Progress,
-    ) -> Result<Decoder<RefKernels>, CliError> {
+    ) -> Result<Decoder<K>, CliError> {
         let checkpoint = Checkpoint::open(&self.dir)?;
         let mut show = |done, total| progress.loading(done, total);
-        Ok(Decoder::load(RefKernels, self.config.clone(), &checkpoint, lora, &mut show)?)
+        Ok(Decoder::load(kernels, self.config.clone(), &checkpoint, lora, &mut show)?)
     }
 }

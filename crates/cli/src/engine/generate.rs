@@ -7,8 +7,10 @@ use std::time::Instant;
 use tunesmith_data::{Message, Prompt, TemplateChoice};
 use tunesmith_infer::{self as engine, FinishReason, Request, Sampling};
 use tunesmith_model::peft;
+use tunesmith_ops::Kernels;
 
 use super::base::Base;
+use super::device::{self, Work};
 use super::{GenerateRequest, Generated, Input, Source};
 use crate::error::CliError;
 use crate::out;
@@ -38,59 +40,78 @@ pub fn generate(
             base.encoder.encode_prompt(Prompt::Messages(&messages))?
         }
     };
-    let mut decoder = match &request.adapter {
-        None => base.load(None, progress)?,
-        Some(dir) => {
-            let (config, tensors) = peft::load(dir)?;
-            if let Some(trained_on) = &config.base_model_name_or_path {
-                note_other_base(trained_on, &request.source, progress);
-            }
-            let mut decoder = base.load(Some(&config.lora), progress)?;
-            let applied = decoder.set_adapter(dir, &tensors)?;
-            progress.note(&format!("applied {applied} tensors of `{}`", dir.display()));
-            decoder
-        }
-    };
-    progress.finish();
+    device::run(&request.device, Generating { request, base: &base, prompt: &prompt, progress, cancel, emit })
+}
 
-    let started = Instant::now();
-    let tokenizer = base.encoder.tokenizer();
-    let mut stream = tokenizer.stream(true);
-    let mut text = String::new();
-    let mut failed = None;
-    let asked = Request {
-        prompt: &prompt,
-        max_new_tokens: request.max_new_tokens,
-        sampling: Sampling { temperature: request.temperature, top_p: request.top_p, seed: request.seed },
-        stop_ids: base.encoder.stop_ids(),
-    };
-    let reply = engine::generate(&mut decoder, &asked, &mut |id| {
-        let piece = stream.push(id).map_err(CliError::from);
-        let emitted = piece.and_then(|piece| {
-            let piece = piece.unwrap_or_default();
-            text.push_str(&piece);
-            emit(&piece)
-        });
-        failed = emitted.err();
-        failed.is_none() && !out::stdout_closed() && !cancel.load(Ordering::Relaxed)
-    })?;
-    if let Some(error) = failed {
-        return Err(error);
+/// All of it that needs the device.
+struct Generating<'a> {
+    request: &'a GenerateRequest,
+    base: &'a Base,
+    prompt: &'a [u32],
+    progress: &'a mut Progress,
+    cancel: &'a AtomicBool,
+    emit: &'a mut dyn FnMut(&str) -> Result<(), CliError>,
+}
+
+impl Work for Generating<'_> {
+    type Output = Generated;
+
+    fn on<K: Kernels>(self, kernels: K) -> Result<Generated, CliError> {
+        let Self { request, base, prompt, progress, cancel, emit } = self;
+        let mut decoder = match &request.adapter {
+            None => base.load(kernels, None, progress)?,
+            Some(dir) => {
+                let (config, tensors) = peft::load(dir)?;
+                if let Some(trained_on) = &config.base_model_name_or_path {
+                    note_other_base(trained_on, &request.source, progress);
+                }
+                let mut decoder = base.load(kernels, Some(&config.lora), progress)?;
+                let applied = decoder.set_adapter(dir, &tensors)?;
+                progress.note(&format!("applied {applied} tensors of `{}`", dir.display()));
+                decoder
+            }
+        };
+        progress.finish();
+
+        let started = Instant::now();
+        let tokenizer = base.encoder.tokenizer();
+        let mut stream = tokenizer.stream(true);
+        let mut text = String::new();
+        let mut failed = None;
+        let asked = Request {
+            prompt,
+            max_new_tokens: request.max_new_tokens,
+            sampling: Sampling { temperature: request.temperature, top_p: request.top_p, seed: request.seed },
+            stop_ids: base.encoder.stop_ids(),
+        };
+        let reply = engine::generate(&mut decoder, &asked, &mut |id| {
+            let piece = stream.push(id).map_err(CliError::from);
+            let emitted = piece.and_then(|piece| {
+                let piece = piece.unwrap_or_default();
+                text.push_str(&piece);
+                emit(&piece)
+            });
+            failed = emitted.err();
+            failed.is_none() && !out::stdout_closed() && !cancel.load(Ordering::Relaxed)
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if reply.finish_reason == FinishReason::Cancelled && cancel.load(Ordering::Relaxed) {
+            return Err(CliError::Cancelled);
+        }
+        if let Some(rest) = stream.finish()? {
+            text.push_str(&rest);
+            emit(&rest)?;
+        }
+        Ok(Generated {
+            text,
+            finish_reason: reply.finish_reason.as_str(),
+            prompt_tokens: prompt.len(),
+            completion_tokens: reply.ids.len(),
+            seconds: started.elapsed().as_secs_f64(),
+        })
     }
-    if reply.finish_reason == FinishReason::Cancelled && cancel.load(Ordering::Relaxed) {
-        return Err(CliError::Cancelled);
-    }
-    if let Some(rest) = stream.finish()? {
-        text.push_str(&rest);
-        emit(&rest)?;
-    }
-    Ok(Generated {
-        text,
-        finish_reason: reply.finish_reason.as_str(),
-        prompt_tokens: prompt.len(),
-        completion_tokens: reply.ids.len(),
-        seconds: started.elapsed().as_secs_f64(),
-    })
 }
 
 /// Says when an adapter names another base model than the one it is put on: shapes may fit all the same.

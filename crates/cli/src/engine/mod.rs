@@ -2,6 +2,7 @@
 
 mod base;
 mod data;
+mod device;
 mod generate;
 mod preview;
 mod train;
@@ -17,6 +18,7 @@ use crate::jobdir::{EventLog, JobDir, JobResult};
 use crate::progress::Progress;
 use crate::spec::{JobSpec, is_repo_id};
 
+pub use device::check as check_device;
 pub use generate::generate;
 pub use train::train;
 
@@ -161,6 +163,8 @@ pub enum Input {
 /// What `generate` is told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
+    /// Where to compute: `cpu`, `auto` or `cuda:N`.
+    pub device: String,
     /// The base model.
     pub source: Source,
     /// An adapter to put on it.

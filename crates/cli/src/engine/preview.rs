@@ -3,16 +3,16 @@
 use tunesmith_data::{Encoder, Message, Prompt, Row, RowContent};
 use tunesmith_infer::{FinishReason, Request, Sampling, generate};
 use tunesmith_model::Decoder;
-use tunesmith_ops::RefKernels;
+use tunesmith_ops::Kernels;
 
 use super::Run;
 use crate::error::CliError;
 use crate::jobdir::Preview;
 
 /// Generates the replies of the untrained model and lists the previews in the result.
-pub(super) fn before(
+pub(super) fn before<K: Kernels>(
     run: &mut Run<'_>,
-    decoder: &mut Decoder<RefKernels>,
+    decoder: &mut Decoder<K>,
     encoder: &Encoder,
     rows: &[Row],
 ) -> Result<(), CliError> {
@@ -25,9 +25,9 @@ pub(super) fn before(
 }
 
 /// Generates the replies of the trained model. Stopping here loses nothing but the replies.
-pub(super) fn after(
+pub(super) fn after<K: Kernels>(
     run: &mut Run<'_>,
-    decoder: &mut Decoder<RefKernels>,
+    decoder: &mut Decoder<K>,
     encoder: &Encoder,
     rows: &[Row],
 ) -> Result<(), CliError> {
@@ -41,9 +41,9 @@ pub(super) fn after(
 }
 
 /// The greedy reply to a row, or nothing when the run is stopped meanwhile.
-fn reply(
+fn reply<K: Kernels>(
     run: &Run<'_>,
-    decoder: &mut Decoder<RefKernels>,
+    decoder: &mut Decoder<K>,
     encoder: &Encoder,
     row: &Row,
 ) -> Result<Option<String>, CliError> {

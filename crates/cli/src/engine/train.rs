@@ -3,11 +3,12 @@
 use tunesmith_data::{BosRule, TemplateChoice};
 use tunesmith_model::peft::{self, PeftConfig};
 use tunesmith_model::{Decoder, ModelCard};
-use tunesmith_ops::RefKernels;
+use tunesmith_ops::Kernels;
 use tunesmith_train::{self as engine, Event, Observer, Summary, Trainer};
 
 use super::base::Base;
 use super::data::{self, Parts};
+use super::device::{self, Work};
 use super::{Run, Source, preview};
 use crate::error::CliError;
 
@@ -24,23 +25,39 @@ pub fn train(run: &mut Run<'_>) -> Result<(), CliError> {
     let limit = sequence_limit(run, &base)?;
     let parts = data::prepare(run, &base.encoder, limit)?;
     run.check_cancelled()?;
+    device::run(&spec.device, Training { run, base: &base, parts: &parts })
+}
 
-    let mut decoder = base.load(Some(&spec.lora), &mut run.progress)?;
-    decoder.initialize(spec.train.seed)?;
-    preview::before(run, &mut decoder, &base.encoder, &parts.previews)?;
+/// All of a run that needs the device.
+struct Training<'a, 'b> {
+    run: &'a mut Run<'b>,
+    base: &'a Base,
+    parts: &'a Parts,
+}
 
-    let rows = parts.train.iter().chain(&parts.validation);
-    let mut trainer = Trainer::new(decoder, &spec.train, spec.lora.lora_dropout as f32, rows)?;
-    let mut watch = Watch { run };
-    let summary = engine::train(&mut trainer, &parts.train, &parts.validation, &spec.train, &mut watch);
-    let summary = summary.map_err(own_error)?;
-    run.result.train_loss = summary.train_loss;
-    if summary.stopped {
-        return Err(CliError::Cancelled);
+impl Work for Training<'_, '_> {
+    type Output = ();
+
+    fn on<K: Kernels>(self, kernels: K) -> Result<(), CliError> {
+        let Self { run, base, parts } = self;
+        let spec = run.spec;
+        let mut decoder = base.load(kernels, Some(&spec.lora), &mut run.progress)?;
+        decoder.initialize(spec.train.seed)?;
+        preview::before(run, &mut decoder, &base.encoder, &parts.previews)?;
+
+        let rows = parts.train.iter().chain(&parts.validation);
+        let mut trainer = Trainer::new(decoder, &spec.train, spec.lora.lora_dropout as f32, rows)?;
+        let mut watch = Watch { run: &mut *run };
+        let summary = engine::train(&mut trainer, &parts.train, &parts.validation, &spec.train, &mut watch);
+        let summary = summary.map_err(own_error)?;
+        run.result.train_loss = summary.train_loss;
+        if summary.stopped {
+            return Err(CliError::Cancelled);
+        }
+        let mut decoder = trainer.into_decoder();
+        save(run, base, &decoder, parts, &summary)?;
+        preview::after(run, &mut decoder, &base.encoder, &parts.previews)
     }
-    let mut decoder = trainer.into_decoder();
-    save(run, &base, &decoder, &parts, &summary)?;
-    preview::after(run, &mut decoder, &base.encoder, &parts.previews)
 }
 
 /// Longest row in tokens: what the job asks for, within what the model was made for.
@@ -84,10 +101,10 @@ fn own_error(error: engine::Error) -> CliError {
     }
 }
 
-fn save(
+fn save<K: Kernels>(
     run: &mut Run<'_>,
     base: &Base,
-    decoder: &Decoder<RefKernels>,
+    decoder: &Decoder<K>,
     parts: &Parts,
     summary: &Summary,
 ) -> Result<(), CliError> {

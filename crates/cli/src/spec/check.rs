@@ -81,13 +81,18 @@ fn choice(choices: &[&str], given: &Value) -> Result<Value, String> {
     }
 }
 
+/// What names a device, in words.
+pub const DEVICES: &str = "\"cpu\", \"auto\" or \"cuda:N\"";
+
+/// Whether a text names a device.
+pub fn is_device(text: &str) -> bool {
+    matches!(text, "cpu" | "auto") || text.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok())
+}
+
 fn device(given: &Value) -> Result<Value, String> {
     match given {
-        Value::String(s) if s == "cpu" || s == "auto" => Ok(given.clone()),
-        Value::String(s) if s.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok()) => {
-            Ok(given.clone())
-        }
-        _ => Err(expected("\"cpu\", \"auto\" or \"cuda:N\"", given)),
+        Value::String(s) if is_device(s) => Ok(given.clone()),
+        _ => Err(expected(DEVICES, given)),
     }
 }
 

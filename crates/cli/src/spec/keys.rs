@@ -127,7 +127,11 @@ pub const KEYS: &[Key] = &[
         Kind::Text,
         "Name of the job, shown in its result and on the adapter's card; the job file's name when absent.",
     ),
-    key("device", Kind::Device, "Where to compute: `cpu`, or `auto` for the best device this build has."),
+    key(
+        "device",
+        Kind::Device,
+        "Where to compute: `cpu`, `cuda:N` for a GPU (builds with CUDA), or `auto`, which is the CPU for now.",
+    ),
     key("output", Kind::Text, "Directory to copy the finished adapter to; it must not exist."),
     required("data.train", Kind::Text, "JSONL file of training rows."),
     key(

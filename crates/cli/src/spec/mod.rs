@@ -14,6 +14,7 @@ use tunesmith_data::TemplateChoice;
 use tunesmith_model::peft::LoraConfig;
 use tunesmith_train::TrainConfig;
 
+pub use check::{DEVICES, is_device};
 pub use load::{Assignment, Loaded, Origin, Problem, SpecError, is_repo_id, load};
 pub use schema::{schema, schema_text};
 pub use show::show;

@@ -1,0 +1,66 @@
+//! Where to compute.
+
+use tunesmith_ops::{Kernels, RefKernels};
+
+use crate::error::CliError;
+
+/// Something to do on whichever device was asked for.
+pub(super) trait Work {
+    /// What comes of it.
+    type Output;
+
+    /// Does it.
+    fn on<K: Kernels>(self, kernels: K) -> Result<Self::Output, CliError>;
+}
+
+/// Does `work` on `cpu`, `auto` or `cuda:N`. `auto` is the CPU.
+///
+/// # Errors
+/// [`CliError::Device`] when the device is not there; whatever the work returns.
+pub(super) fn run<W: Work>(device: &str, work: W) -> Result<W::Output, CliError> {
+    match ordinal(device) {
+        None => work.on(RefKernels),
+        Some(ordinal) => on_cuda(device, ordinal, work),
+    }
+}
+
+/// Whether a device can be used, before anything is read.
+///
+/// # Errors
+/// [`CliError::Device`] when it is not there.
+pub fn check(device: &str) -> Result<(), CliError> {
+    /// Opens a device and does nothing with it.
+    struct Nothing;
+    impl Work for Nothing {
+        type Output = ();
+        fn on<K: Kernels>(self, _: K) -> Result<(), CliError> {
+            Ok(())
+        }
+    }
+    run(device, Nothing)
+}
+
+/// The number of a GPU, which the spec has checked to be one.
+fn ordinal(device: &str) -> Option<usize> {
+    device.strip_prefix("cuda:").and_then(|n| n.parse().ok())
+}
+
+#[cfg(feature = "cuda")]
+fn on_cuda<W: Work>(device: &str, ordinal: usize, work: W) -> Result<W::Output, CliError> {
+    use tunesmith_ops::{DeviceError, Error};
+    let kernels = tunesmith_ops::CudaKernels::open(ordinal).map_err(|error| {
+        let why = match error {
+            Error::Device(DeviceError::Unavailable { reason, hint }) => format!("{reason}. {hint}"),
+            other => other.to_string(),
+        };
+        CliError::Device(format!("device `{device}` cannot be used: {why}"))
+    })?;
+    work.on(kernels)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_cuda<W: Work>(device: &str, _: usize, _: W) -> Result<W::Output, CliError> {
+    Err(CliError::Device(format!(
+        "device `{device}` was asked for, but this build has no CUDA; it computes on the CPU only"
+    )))
+}
