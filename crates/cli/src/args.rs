@@ -224,10 +224,7 @@ impl Command {
 }
 
 fn device(text: &str) -> Result<String, String> {
-    match spec::is_device(text) {
-        true => Ok(text.to_owned()),
-        false => Err(format!("expected {}", spec::DEVICES)),
-    }
+    if spec::is_device(text) { Ok(text.to_owned()) } else { Err(format!("expected {}", spec::DEVICES)) }
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

@@ -76,8 +76,8 @@ impl Shared {
         Self { at: data.as_mut_ptr(), len: data.len(), ld }
     }
 
-    /// The same matrix without its first columns.
-    fn from_column(self, column: usize) -> Self {
+    /// The same matrix without its first `column` columns.
+    fn without_columns(self, column: usize) -> Self {
         let column = column.min(self.len);
         Self { at: self.at.wrapping_add(column), len: self.len - column, ld: self.ld }
     }
@@ -247,7 +247,7 @@ pub fn attention_backward(
             // dq takes the first columns of each row alone: the heads that it writes end where dk begins.
             assert!(ld >= (h.heads + 2 * h.kv_heads) * h.dim, "rows of dq, dk and dv overlap at {ld}");
             let all = Shared::new(dqkv, ld);
-            (all, all.from_column(h.heads * h.dim))
+            (all, all.without_columns(h.heads * h.dim))
         }
     };
     let tasks: Vec<_> = documents.iter().flat_map(|d| (0..h.kv_heads).map(move |kv| (d, kv))).collect();
