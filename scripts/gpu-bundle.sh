@@ -36,12 +36,17 @@ programs() {
 
 programs test "$root/tests" test --package tunesmith-emulator --no-run
 programs test "$root/tests" test --package tunesmith-ops --no-run
+programs test "$root/tests" test --package tunesmith --test device_step --no-run
 programs bench "$root/bench" build --package tunesmith-emulator --bench kernels
 programs bin "$root" build --package tunesmith --bin tunesmith
 # Broken kernels on purpose, for the emulator's eyes only.
 rm -f "$root/tests/self_test"
 
 cp scripts/gpu-run.sh "$root/run.sh"
+# What the quickstart reads, at the paths it names.
+mkdir -p "$root/quickstart/tests/fixtures"
+cp -r configs "$root/quickstart/"
+cp -r tests/fixtures/support-base-4m tests/fixtures/tickets.jsonl "$root/quickstart/tests/fixtures/"
 git rev-parse HEAD >"$root/commit" 2>/dev/null || echo unknown >"$root/commit"
 
 # The programs share most of their bytes (the kernels): a long window finds them again.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs what scripts/gpu-bundle.sh packed, on a GPU host: tests, then benches, then compute-sanitizer where it is there.
+# Runs what scripts/gpu-bundle.sh packed, on a GPU host: tests, the quickstart on the GPU, benches, then compute-sanitizer
+# where it is there.
 # Writes results.md (a table), results.json, kernels.json and logs into $OUT (default: results). Exits with 1 if a test
 # failed, with 69 if there is no GPU to run on.
 #
@@ -64,6 +65,12 @@ if [[ ${TESTS:-1} != 0 ]]; then
     for program in "$here"/tests/*; do
         outcome test "$(basename "$program")" "$OUT/tests.log" 300 "$program"
     done
+    # On the CPU too: both should end near the same held-out loss.
+    for where in cuda:0 cpu; do
+        outcome train "quickstart on $where" "$OUT/train.log" 300 env -C "$here/quickstart" TUNESMITH_HOME="$OUT/home" \
+            "$here/tunesmith" train configs/quickstart.toml --device "$where" --quiet
+    done
+    grep -E '^== |validation loss' "$OUT/train.log"
 fi
 
 if [[ ${BENCH:-1} != 0 && -x $here/bench/kernels ]]; then
