@@ -26,6 +26,9 @@ use crate::gpu::error::{Error, Result};
 
 /// Candidates that are tried per shape.
 const CANDIDATES: usize = 8;
+/// Shapes remembered. Batches of ever new lengths would otherwise fill the memory of a long run; the shapes of a fixed
+/// token budget are a few dozen, and never come near it.
+const SHAPES: usize = 8192;
 /// Timed runs of each candidate.
 const RUNS: usize = 3;
 
@@ -140,6 +143,9 @@ impl Products {
         }
         // Locked while candidates are tried, so that a shape has one choice whichever thread asks first.
         let mut plans = self.plans.write().unwrap_or_else(PoisonError::into_inner);
+        if plans.len() >= SHAPES && !plans.contains_key(&shape) {
+            plans.clear();
+        }
         let plan = match plans.entry(shape) {
             Entry::Occupied(found) => found.into_mut(),
             // SAFETY: passed on to the caller.
