@@ -1,5 +1,5 @@
 //! The whole decoder on the device's kernels against the same decoder on the CPU's: losses, gradients, optimizer steps,
-//! a cache. On the emulator wherever a C++ compiler is, and with feature `cuda` on a GPU where one is.
+//! a cache. On the emulator on x86-64 Linux with g++, and with feature `cuda` on a GPU where one is.
 //!
 //! The device stores activations and frozen weights as bf16. What that costs in a given model is measured beside it: by the
 //! CPU's kernels with everything stored rounded. A device may be no further from f32 than a small multiple of that.

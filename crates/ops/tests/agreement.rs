@@ -1,5 +1,5 @@
 //! Every operation of [`Kernels`] on every backend that is there, against [`RefKernels`] on the same bf16-rounded
-//! inputs: the emulator on any machine with a C++ compiler, and with feature `cuda` a GPU where one is.
+//! inputs: the emulator on x86-64 Linux with g++, and with feature `cuda` a GPU where one is.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 

@@ -40,6 +40,6 @@ pub(crate) unsafe fn launch(
     _seed: u64,
     _watch: bool,
 ) -> Result<(), Box<Fault>> {
-    let text = "the emulator was built without a C++ compiler".to_owned();
+    let text = crate::NEEDS.to_owned();
     Err(Box::new(Fault { text, address: None, pc: None, place: None }))
 }

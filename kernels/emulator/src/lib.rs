@@ -25,6 +25,9 @@ pub use memory::Memory;
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 
+/// Why a test is skipped where [`Emulator::available`] is false.
+pub const NEEDS: &str = "the emulator needs g++ on x86-64 Linux";
+
 /// The seeds that [`backends!`] runs a test under.
 pub const SEEDS: [u64; 3] = [1, 2, 3];
 
@@ -43,7 +46,7 @@ macro_rules! backends {
                 $run;
             }
         } else {
-            $crate::skipped("no C++ compiler");
+            $crate::skipped($crate::NEEDS);
         }
         $crate::on_gpu!(|$d| $run);
     }};

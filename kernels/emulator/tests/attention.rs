@@ -26,7 +26,7 @@ macro_rules! one_seed {
             let $d = Emulator::new(7);
             $run;
         } else {
-            skipped("no C++ compiler");
+            skipped(tunesmith_emulator::NEEDS);
         }
         tunesmith_emulator::on_gpu!(|$d| $run);
     }};

@@ -322,7 +322,7 @@ fn linear_layer_and_loss_agree_with_f64() {
 fn chunks_do_not_change_a_bit() {
     // On a GPU the library may multiply chunks of another size in another order.
     if !Emulator::available() {
-        return tunesmith_emulator::skipped("no C++ compiler");
+        return tunesmith_emulator::skipped(tunesmith_emulator::NEEDS);
     }
     let d = Emulator::new(1);
     let case = Linear::new(Shape::aligned(23, 24), 203);

@@ -49,7 +49,7 @@ fn each_seed(test: impl Fn(&Emulator)) {
     if Emulator::available() {
         SEEDS.iter().for_each(|&seed| test(&Emulator::new(seed)));
     } else {
-        skipped("no C++ compiler");
+        skipped(tunesmith_emulator::NEEDS);
     }
 }
 
@@ -65,7 +65,7 @@ fn passes(kernel: &'static str, case: Case, x: &[f32], reference: &[f64]) {
 /// a fault with the other words, on some seed.
 fn caught(kernel: &'static str, case: Case, x: &[f32], reference: &[f64], watched: &str, otherwise: &str) {
     if !Emulator::available() {
-        return skipped("no C++ compiler");
+        return skipped(tunesmith_emulator::NEEDS);
     }
     let outcome = |d: &Emulator| match run(d, kernel, case, &[x], true) {
         Ok(out) if relative_l2(&out, reference) <= 1e-6 => RIGHT.to_owned(),
