@@ -13,8 +13,7 @@ use std::sync::Arc;
 use common::rounded::Rounded;
 use common::tiny_model::{TARGETS, TinyModel, batch, config};
 use common::{examples, mean, training_batch};
-use half::bf16;
-use tunesmith_emulator::backends;
+use tunesmith_emulator::{backends, check};
 use tunesmith_model::peft::LoadedTensor;
 use tunesmith_model::{Checkpoint, Decoder, Keep, ModelConfig};
 use tunesmith_ops::{DeviceKernels, Kernels, RefKernels};
@@ -53,7 +52,7 @@ fn model(spec: ModelSpec) -> TinyModel {
         .into_iter()
         .map(|(name, mut tensor)| {
             let factor = if name == "model.embed_tokens.weight" { small } else { 1.0 };
-            tensor.data.iter_mut().for_each(|v| *v = bf16::from_f32(*v * factor).to_f32());
+            tensor.data.iter_mut().for_each(|v| *v = check::round_bf16(*v * factor));
             (name, tensor)
         })
         .collect();
@@ -95,9 +94,8 @@ fn norm(a: &[f32]) -> f64 {
 }
 
 fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
-    let gap: f64 = got.iter().zip(want).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum();
-    let size: f64 = want.iter().map(|&b| f64::from(b).powi(2)).sum();
-    (gap / size).sqrt()
+    let want: Vec<f64> = want.iter().copied().map(f64::from).collect();
+    check::relative_l2(got, &want)
 }
 
 #[test]

@@ -71,10 +71,8 @@ DEVICE uint32_t pack_bf16(float low, float high) {
 DEVICE float low_float(uint32_t pair) { return __uint_as_float(pair << 16); }
 DEVICE float high_float(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 
-// Eight bf16 as one 16-byte access. `p` must be 16-byte aligned.
-DEVICE void load8(const bf16* p, float (&out)[8]) {
-    CHECK_ALIGNED(p, 16);
-    const uint4 v = *reinterpret_cast<const uint4*>(p);
+// Eight bf16 in 16 bytes.
+DEVICE void unpack8(uint4 v, float (&out)[8]) {
     out[0] = low_float(v.x);
     out[1] = high_float(v.x);
     out[2] = low_float(v.y);
@@ -85,16 +83,27 @@ DEVICE void load8(const bf16* p, float (&out)[8]) {
     out[7] = high_float(v.w);
 }
 
-DEVICE void store8(bf16* p, const float (&v)[8]) {
-    CHECK_ALIGNED(p, 16);
+DEVICE uint4 pack8(const float (&v)[8]) {
     uint4 out;
     out.x = pack_bf16(v[0], v[1]);
     out.y = pack_bf16(v[2], v[3]);
     out.z = pack_bf16(v[4], v[5]);
     out.w = pack_bf16(v[6], v[7]);
-    // nvcc may split a plain assignment into four stores.
-    __stcg(reinterpret_cast<uint4*>(p), out);
+    return out;
 }
+
+// Eight bf16 as one 16-byte access. `p` must be 16-byte aligned.
+DEVICE void load8(const bf16* p, float (&out)[8]) {
+    CHECK_ALIGNED(p, 16);
+    unpack8(*reinterpret_cast<const uint4*>(p), out);
+}
+
+// The compiler may break an assignment of 16 bytes into four stores; the intrinsic stays one. Global memory only.
+DEVICE void store8(bf16* p, uint4 v) {
+    CHECK_ALIGNED(p, 16);
+    __stcg(reinterpret_cast<uint4*>(p), v);
+}
+DEVICE void store8(bf16* p, const float (&v)[8]) { store8(p, pack8(v)); }
 
 // Sum over the 32 lanes, in a fixed tree; every lane gets it.
 DEVICE float warp_sum(float v) {

@@ -24,34 +24,13 @@ DEVICE void load_packed(const bf16* p, Packed<8>& out) {
 }
 DEVICE void load_packed(const bf16* p, Packed<1>& out) { out.v = *p; }
 
-// The compiler may break an assignment of 16 bytes into four stores; the intrinsic stays one. Global memory only.
-DEVICE void store_packed(bf16* p, const Packed<8>& v) {
-    CHECK_ALIGNED(p, 16);
-    __stcg(reinterpret_cast<uint4*>(p), v.v);
-}
+DEVICE void store_packed(bf16* p, const Packed<8>& v) { store8(p, v.v); }
 DEVICE void store_packed(bf16* p, const Packed<1>& v) { *p = v.v; }
 
-DEVICE void unpack(const Packed<8>& from, float (&to)[8]) {
-    const uint4 v = from.v;
-    to[0] = low_float(v.x);
-    to[1] = high_float(v.x);
-    to[2] = low_float(v.y);
-    to[3] = high_float(v.y);
-    to[4] = low_float(v.z);
-    to[5] = high_float(v.z);
-    to[6] = low_float(v.w);
-    to[7] = high_float(v.w);
-}
+DEVICE void unpack(const Packed<8>& from, float (&to)[8]) { unpack8(from.v, to); }
 DEVICE void unpack(const Packed<1>& from, float (&to)[1]) { to[0] = to_float(from.v); }
 
-DEVICE Packed<8> pack(const float (&v)[8]) {
-    Packed<8> out;
-    out.v.x = pack_bf16(v[0], v[1]);
-    out.v.y = pack_bf16(v[2], v[3]);
-    out.v.z = pack_bf16(v[4], v[5]);
-    out.v.w = pack_bf16(v[6], v[7]);
-    return out;
-}
+DEVICE Packed<8> pack(const float (&v)[8]) { return {pack8(v)}; }
 DEVICE Packed<1> pack(const float (&v)[1]) {
     Packed<1> out;
     out.v = to_bf16(v[0]);

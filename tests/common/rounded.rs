@@ -1,7 +1,7 @@
 //! The CPU's kernels with what the device stores rounded to bf16: what a device should give but for the order of its sums
 //! and the roundings inside an operation.
 
-use half::bf16;
+use tunesmith_emulator::check;
 use tunesmith_ops::{
     AdamW, Attention, AttentionGradients, DropoutKey, Error, Index, Kernels, Mat, MatMut, RefKernels,
     RopeTable, RowNames,
@@ -21,7 +21,7 @@ fn again<'a>(m: &'a mut MatMut<'_, Buf>) -> MatMut<'a, Buf> {
 fn round(m: MatMut<'_, Buf>) {
     for row in 0..m.rows {
         let at = m.at + row * m.ld;
-        m.buf[at..at + m.cols].iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
+        m.buf[at..at + m.cols].iter_mut().for_each(|v| *v = check::round_bf16(*v));
     }
 }
 

@@ -43,3 +43,16 @@ impl Error {
         Self::Shape { op, detail: detail.into() }
     }
 }
+
+/// An [`Error::Shape`] unless `ok`.
+pub(crate) fn expect(op: &'static str, ok: bool, detail: impl FnOnce() -> String) -> Result<(), Error> {
+    if ok { Ok(()) } else { Err(Error::shape(op, detail())) }
+}
+
+/// Ids that may be looked up without a further check.
+pub(crate) fn in_vocabulary(ids: &[u32], vocab_size: usize) -> Result<(), Error> {
+    match ids.iter().position(|&id| id as usize >= vocab_size) {
+        Some(position) => Err(Error::TokenOutOfRange { id: ids[position], position, vocab_size }),
+        None => Ok(()),
+    }
+}

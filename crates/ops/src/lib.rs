@@ -40,4 +40,13 @@ impl CudaKernels {
     pub fn open(ordinal: usize) -> Result<Self, Error> {
         Ok(Self::new(tunesmith_kernels::gpu::cuda::Cuda::new(ordinal)?))
     }
+
+    /// Whether a GPU can be used, without setting anything up on it.
+    ///
+    /// # Errors
+    /// As [`CudaKernels::open`].
+    pub fn check(ordinal: usize) -> Result<(), Error> {
+        tunesmith_kernels::gpu::cuda::Cuda::look(ordinal)?;
+        Ok(())
+    }
 }

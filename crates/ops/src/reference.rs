@@ -5,6 +5,7 @@ use std::cell::Cell;
 use rayon::prelude::*;
 use tunesmith_kernels::cpu::{self, BackwardInputs, Document, GradientsMut, Heads, HeadsRef};
 
+use crate::error::{expect, in_vocabulary};
 use crate::kernels::{Attention, AttentionGradients, Kernels};
 use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
 
@@ -33,10 +34,6 @@ fn fits(op: &'static str, len: usize, at: usize, rows: usize, cols: usize, ld: u
         return Err(Error::shape(op, format!("[{rows}, {cols}] at {at} (ld {ld}) in a buffer of {len}")));
     }
     Ok(())
-}
-
-fn expect(op: &'static str, ok: bool, detail: impl FnOnce() -> String) -> Result<(), Error> {
-    if ok { Ok(()) } else { Err(Error::shape(op, detail())) }
 }
 
 fn view<'a>(op: &'static str, m: Mat<'a, Buf>) -> Result<cpu::MatRef<'a>, Error> {
@@ -257,9 +254,7 @@ impl Kernels for RefKernels {
     }
 
     fn embed(&self, table: Mat<'_, Buf>, ids: &[u32], out: MatMut<'_, Buf>) -> Result<(), Error> {
-        if let Some((position, &id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= table.rows) {
-            return Err(Error::TokenOutOfRange { id, position, vocab_size: table.rows });
-        }
+        in_vocabulary(ids, table.rows)?;
         expect("embed", ids.len() == out.rows && table.cols == out.cols, || "shapes differ".into())?;
         let src = rows("embed", table)?;
         rows_mut("embed", out)?.enumerate().for_each(|(i, row)| row.copy_from_slice(src(ids[i] as usize)));
@@ -446,9 +441,7 @@ impl Kernels for RefKernels {
         let (n, vocab) = (x.rows, head.rows);
         let ok = targets.len() == n && head.cols == x.cols && losses.len() >= n;
         expect(OP, ok, || format!("{n} rows, {} targets", targets.len()))?;
-        if let Some((position, &id)) = targets.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
-            return Err(Error::TokenOutOfRange { id, position, vocab_size: vocab });
-        }
+        in_vocabulary(targets, vocab)?;
         fits(OP, x.buf.len(), x.at, x.rows, x.cols, x.ld)?;
         let head = view(OP, head)?;
         let chunk = (LOGITS_CHUNK / vocab).clamp(64, 1024).min(n.max(1));

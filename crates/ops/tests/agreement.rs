@@ -3,8 +3,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use half::bf16;
-use tunesmith_emulator::backends;
+use tunesmith_emulator::{backends, check};
 use tunesmith_ops::{
     AdamW, Attention, AttentionGradients, DeviceKernels, DropoutKey, Index, Kernels, Mat, MatMut, RefKernels,
     RopeTable, RowNames, Sequences,
@@ -16,23 +15,12 @@ const ROUNDINGS: f64 = 4e-3;
 
 /// Numbers in [-1, 1) that bf16 holds exactly, the same for the same seed.
 fn values(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| bf16::from_f32(next()).to_f32()).collect()
+    check::values(seed, n).into_iter().map(check::round_bf16).collect()
 }
 
 fn close(what: &str, got: &[f32], want: &[f32], tolerance: f64) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let square = |x: f64| x * x;
-    let gap: f64 = got.iter().zip(want).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
-    let size: f64 = want.iter().map(|&b| square(f64::from(b))).sum();
-    let relative = (gap / size.max(f64::MIN_POSITIVE)).sqrt();
-    assert!(relative <= tolerance, "{what}: relative error {relative:.2e}, allowed {tolerance:.1e}");
+    let want: Vec<f64> = want.iter().copied().map(f64::from).collect();
+    check::close(what, got, &want, tolerance);
 }
 
 /// A matrix with rows `ld` apart on a backend.

@@ -29,15 +29,7 @@ pub(super) fn run<W: Work>(device: &str, work: W) -> Result<W::Output, CliError>
 /// # Errors
 /// [`CliError::Device`] when it is not there.
 pub fn check(device: &str) -> Result<(), CliError> {
-    /// Opens a device and does nothing with it.
-    struct Nothing;
-    impl Work for Nothing {
-        type Output = ();
-        fn on<K: Kernels>(self, _: K) -> Result<(), CliError> {
-            Ok(())
-        }
-    }
-    run(device, Nothing)
+    ordinal(device).map_or(Ok(()), |ordinal| check_cuda(device, ordinal))
 }
 
 /// The number of a GPU, which the spec has checked to be one.
@@ -47,19 +39,31 @@ fn ordinal(device: &str) -> Option<usize> {
 
 #[cfg(feature = "cuda")]
 fn on_cuda<W: Work>(device: &str, ordinal: usize, work: W) -> Result<W::Output, CliError> {
+    work.on(tunesmith_ops::CudaKernels::open(ordinal).map_err(|error| unusable(device, error))?)
+}
+
+#[cfg(feature = "cuda")]
+fn check_cuda(device: &str, ordinal: usize) -> Result<(), CliError> {
+    tunesmith_ops::CudaKernels::check(ordinal).map_err(|error| unusable(device, error))
+}
+
+#[cfg(feature = "cuda")]
+fn unusable(device: &str, error: tunesmith_ops::Error) -> CliError {
     use tunesmith_ops::{DeviceError, Error};
-    let kernels = tunesmith_ops::CudaKernels::open(ordinal).map_err(|error| {
-        let why = match error {
-            Error::Device(DeviceError::Unavailable { reason, hint }) => format!("{reason}. {hint}"),
-            other => other.to_string(),
-        };
-        CliError::Device(format!("device `{device}` cannot be used: {why}"))
-    })?;
-    work.on(kernels)
+    let why = match error {
+        Error::Device(DeviceError::Unavailable { reason, hint }) => format!("{reason}. {hint}"),
+        other => other.to_string(),
+    };
+    CliError::Device(format!("device `{device}` cannot be used: {why}"))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn on_cuda<W: Work>(device: &str, _: usize, _: W) -> Result<W::Output, CliError> {
+fn on_cuda<W: Work>(device: &str, ordinal: usize, _: W) -> Result<W::Output, CliError> {
+    check_cuda(device, ordinal)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn check_cuda<T>(device: &str, _: usize) -> Result<T, CliError> {
     Err(CliError::Device(format!(
         "device `{device}` was asked for, but this build has no CUDA; it computes on the CPU only"
     )))

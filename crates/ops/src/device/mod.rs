@@ -13,11 +13,12 @@ use tunesmith_kernels::gpu::{
     swiglu,
 };
 
+use crate::error::{expect, in_vocabulary};
 use crate::kernels::{Attention, AttentionGradients, Kernels};
 use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
 use memo::Memo;
 use scratch::Scratch;
-use views::{expect, factor, host, view, view_mut};
+use views::{factor, host, view, view_mut};
 
 /// Logits held at a time by the chunked cross-entropy, in values (512 MB at most): enough rows to keep the products
 /// efficient at any vocabulary.
@@ -35,7 +36,8 @@ const FEW_QUERIES: usize = 8;
 #[derive(Debug)]
 pub struct DeviceKernels<D: Driver> {
     d: Arc<D>,
-    positions: Memo<Slice<D, i32>>,
+    /// With the largest of them.
+    positions: Memo<(Slice<D, i32>, usize)>,
     rows: Memo<Slice<D, u32>>,
     /// By the rows' tag; the length says of how many rows.
     inverse_rows: Memo<Slice<D, i32>>,
@@ -104,14 +106,6 @@ impl<D: Driver> DeviceKernels<D> {
 fn heads(how: &Attention<'_>) -> Heads {
     let (heads, kv_heads, head_dim, window) = (how.heads, how.kv_heads, how.head_dim, how.window);
     Heads { heads, kv_heads, head_dim, window }
-}
-
-/// Ids that the kernels may look up without a check of their own.
-fn in_vocabulary(ids: &[u32], vocab_size: usize) -> Result<(), Error> {
-    match ids.iter().position(|&id| id as usize >= vocab_size) {
-        Some(position) => Err(Error::TokenOutOfRange { id: ids[position], position, vocab_size }),
-        None => Ok(()),
-    }
 }
 
 fn uploaded<D: Driver>(d: &D, rows: &Index) -> Result<Slice<D, u32>, Error> {
@@ -311,22 +305,23 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         expect("rope", positions.len() == x.rows, || {
             format!("{} positions, {} rows", positions.len(), x.rows)
         })?;
-        let Some(&largest) = positions.iter().max() else { return Ok(()) };
-        if largest >= table.positions() {
+        let d = &*self.d;
+        let known = self.positions.get(positions.tag(), || {
+            let largest = positions.iter().copied().max().unwrap_or(0);
+            let positions: Vec<i32> = positions.iter().map(|&p| p as i32).collect();
+            Ok((Slice::from_host(d, &positions)?, largest))
+        })?;
+        let (positions, largest) = (&known.0, known.1);
+        if largest >= table.positions() && !positions.is_empty() {
             return Err(Error::PositionOutOfRange { position: largest, limit: table.positions() });
         }
-        let d = &*self.d;
-        let positions = self.positions.get(positions.tag(), || {
-            let positions: Vec<i32> = positions.iter().map(|&p| p as i32).collect();
-            Ok(Slice::from_host(d, &positions)?)
-        })?;
         let angles = self.rope.get(table.tag(), || {
             let (cos, sin) = table.values();
             Ok([Slice::from_host(d, cos)?, Slice::from_host(d, sin)?])
         })?;
         let [cos, sin] = &*angles;
         let table = rope::Table { cos, sin, half: table.half() };
-        Ok(rope::rope(d, view_mut(x), &positions, largest, table, inverse)?)
+        Ok(rope::rope(d, view_mut(x), positions, largest, table, inverse)?)
     }
 
     fn attention(

@@ -3,11 +3,8 @@
 use tunesmith_kernels::gpu::gemm::Factor;
 use tunesmith_kernels::gpu::{Driver, Element, Slice, View, ViewMut, bf16};
 
+use crate::error::expect;
 use crate::{Error, Mat, MatMut};
-
-pub(super) fn expect(op: &'static str, ok: bool, detail: impl FnOnce() -> String) -> Result<(), Error> {
-    if ok { Ok(()) } else { Err(Error::shape(op, detail())) }
-}
 
 /// A matrix that the operation reads as it is stored.
 pub(super) fn view<'a, D: Driver, T: Element>(

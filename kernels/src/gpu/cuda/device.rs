@@ -47,7 +47,8 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn new(ordinal: usize) -> Result<Self> {
+    /// A device that can be used, with nothing set up on it yet.
+    pub(super) fn find(ordinal: usize) -> Result<(CUdevice, Facts)> {
         let driver = library::start_driver()?;
         let count = device::get_count().named("cuDeviceGetCount")?.max(0) as usize;
         if count == 0 {
@@ -64,6 +65,11 @@ impl Device {
         let handle = device::get(ordinal as i32).named("cuDeviceGet")?;
         let facts = facts(handle, driver)?;
         library::load_cublaslt()?;
+        Ok((handle, facts))
+    }
+
+    pub(super) fn new(ordinal: usize) -> Result<Self> {
+        let (handle, facts) = Self::find(ordinal)?;
         let context = Context::new(handle)?;
         let products = Products::new(&context, facts.capability.0 >= 9)?;
         Ok(Self { products, modules: Modules::default(), staging: Mutex::default(), context, facts })

@@ -60,6 +60,14 @@ impl Cuda {
         Device::new(ordinal).map(|device| Self(Arc::new(device)))
     }
 
+    /// What a device is, without setting anything up on it.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`], but for what its set-up meets.
+    pub fn look(ordinal: usize) -> Result<Facts> {
+        Ok(Device::find(ordinal)?.1)
+    }
+
     /// What the device is.
     pub fn facts(&self) -> &Facts {
         &self.0.facts
