@@ -218,15 +218,20 @@ pub(crate) fn check_shape(
 
 pub(crate) fn parse_line(line: &Line, columns: &Columns) -> Result<Parsed, RowError> {
     let text = line.text.as_deref().map_err(Clone::clone)?;
+    parse_object(parse_text(text)?, columns, line.number)
+}
+
+/// The JSON object that a text spells.
+pub(crate) fn parse_text(text: &str) -> Result<Map<String, Value>, RowError> {
     let value: Value = serde_json::from_str(text).map_err(|e| {
         let full = e.to_string();
         let reason = full.rsplit_once(" at line ").map_or(full.as_str(), |(r, _)| r).to_owned();
         RowError::InvalidJson { column: e.column().max(1), reason }
     })?;
-    let Value::Object(object) = value else {
-        return Err(RowError::NotAnObject { found: bare_type(&value) });
-    };
-    parse_object(object, columns, line.number)
+    match value {
+        Value::Object(object) => Ok(object),
+        other => Err(RowError::NotAnObject { found: bare_type(&other) }),
+    }
 }
 
 fn parse_object(mut object: Map<String, Value>, columns: &Columns, line: usize) -> Result<Parsed, RowError> {
