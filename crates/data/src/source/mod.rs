@@ -1,5 +1,6 @@
 //! Where rows come from: files of several formats, read one after the other with bounded memory.
 
+use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::Path;
 
@@ -128,18 +129,15 @@ impl Records {
         while batch.len() < max_records && bytes < max_bytes {
             let Some(reader) = &mut self.current else { break };
             let file = self.files.len() as u32;
-            match reader.next_record()? {
-                Some(mut record) => {
-                    record.place.file = file;
-                    if let Ok(raw) = &record.raw {
-                        bytes += raw.bytes();
-                    }
-                    batch.push(record);
+            if let Some(mut record) = reader.next_record()? {
+                record.place.file = file;
+                if let Ok(raw) = &record.raw {
+                    bytes += raw.bytes();
                 }
-                None => {
-                    self.files.push(reader.facts());
-                    self.current = self.waiting.next();
-                }
+                batch.push(record);
+            } else {
+                self.files.push(reader.facts());
+                self.current = self.waiting.next();
             }
         }
         Ok(batch)
@@ -150,12 +148,42 @@ impl Records {
         self.files.iter().cloned().chain(self.current.iter().map(|r| r.facts())).collect()
     }
 
+    /// What to call all of it: the name of the only file, or of the first and how many more.
+    pub fn title(&self) -> String {
+        title(&self.files())
+    }
+
+    /// The place in words: the file and the line or row.
+    pub fn locate(&self, place: Place) -> String {
+        locate(&self.files(), place)
+    }
+
     /// The name of the file a record came from.
     pub fn name(&self, place: Place) -> String {
         match self.files.get(place.file as usize) {
             Some(facts) => facts.name.clone(),
             None => self.current.as_ref().map(|r| r.facts().name).unwrap_or_default(),
         }
+    }
+}
+
+/// What to call several files together.
+pub(crate) fn title(files: &[FileFacts]) -> String {
+    match files {
+        [] => "the data".to_owned(),
+        [only] => only.name.clone(),
+        [first, rest @ ..] => format!("{} and {} more", first.name, rest.len()),
+    }
+}
+
+/// A place in words.
+pub(crate) fn locate(files: &[FileFacts], place: Place) -> String {
+    match files.get(place.file as usize) {
+        Some(FileFacts { name, format: Format::Parquet | Format::Sql, .. }) => {
+            format!("`{name}`, row {}", place.number)
+        }
+        Some(facts) => format!("`{}`:{}", facts.name, place.number),
+        None => format!("row {}", place.number),
     }
 }
 
@@ -207,7 +235,11 @@ impl JsonLines {
             digest.update(&buffer[..n]);
             bytes += n as u64;
         }
-        let sha256 = digest.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        let mut sha256 = String::new();
+        for byte in digest.finalize() {
+            // Writing to a string cannot fail.
+            let _ = write!(sha256, "{byte:02x}");
+        }
         let name = path.display().to_string();
         let facts = FileFacts { name, format: Format::Jsonl, bytes, sha256, records: 0 };
         Ok(Self { lines: Lines::open(path, MAX_LINE_BYTES)?, facts })
