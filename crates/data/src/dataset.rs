@@ -5,11 +5,14 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::encode::{BosRule, ControlText, EncodedRow, Encoder};
 use crate::error::{Error, RowError};
+use crate::example::Example;
 use crate::over_long::{self, OverLong};
 use crate::rows::{Columns, Parsed, Row, Shape};
+use crate::sip::Fingerprint;
 use crate::source::{self, FileFacts, Place, Raw, Record, Records};
 
 /// How many places a report lists per reason.
@@ -29,6 +32,8 @@ pub struct PrepareOptions {
     pub max_seq_length: usize,
     /// What becomes of longer ones.
     pub over_long: OverLong,
+    /// Column whose equal values keep rows together in a split; the whole content when absent.
+    pub group: Option<String>,
 }
 
 /// A number of rows and the places of the first few.
@@ -88,6 +93,8 @@ pub struct Prepared {
     pub row: Row,
     /// [`Row::fingerprint`] of the row as it was read.
     pub fingerprint: u128,
+    /// What a split keeps together: rows of equal numbers. The fingerprint, or the hash of [`PrepareOptions::group`].
+    pub group: u128,
     /// Ids and mask.
     pub encoded: EncodedRow,
     /// What becomes of it.
@@ -125,10 +132,12 @@ pub struct DataReport {
     pub tokens: usize,
     /// Tokens of the kept rows that count in the loss.
     pub trained_tokens: usize,
-    /// Tokens of the shortest row that could be tokenised.
-    pub shortest: usize,
-    /// Tokens of the longest row that could be tokenised, before any cut.
+    /// Tokens of the longest kept row.
     pub longest: usize,
+    /// Tokens of the shortest row of all.
+    pub shortest_row: usize,
+    /// Tokens of the longest row of all, before any cut.
+    pub longest_row: usize,
     /// Tokens that hold text from both sides of a trained span's edge, in the kept rows.
     pub boundary_merged: usize,
     /// Kept rows whose answer was ended by appending the tokenizer's EOS.
@@ -176,7 +185,8 @@ impl DataReport {
             return Err(Error::NoRows { name: name() });
         }
         if self.dropped_over_long.count == rows {
-            let (shortest, longest, limit) = (self.shortest, self.longest, options.max_seq_length);
+            let (shortest, longest) = (self.shortest_row, self.longest_row);
+            let limit = options.max_seq_length;
             return Err(Error::AllOverLong { name: name(), rows, limit, shortest, longest });
         }
         if self.kept == 0 {
@@ -185,6 +195,34 @@ impl DataReport {
         }
         Ok(())
     }
+}
+
+/// Tokenised rows in memory, in the source's order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dataset {
+    /// The rows that can be trained on.
+    pub examples: Vec<Example>,
+    /// What [`crate::split`] groups by, for each example.
+    pub groups: Vec<u128>,
+    /// What became of the rows.
+    pub report: DataReport,
+}
+
+/// Reads a source into memory. For data that is small for certain; a job uses [`prepare`].
+///
+/// # Errors
+/// Those of [`prepare`] and [`DataReport::check`].
+pub fn load(records: &mut Records, encoder: &Encoder, options: &PrepareOptions) -> Result<Dataset, Error> {
+    let (mut examples, mut groups) = (Vec::new(), Vec::new());
+    let report = prepare::<Error>(records, encoder, options, &mut |row| {
+        if row.fate.is_kept() {
+            examples.push(row.encoded.example);
+            groups.push(row.group);
+        }
+        Ok(())
+    })?;
+    report.check(options)?;
+    Ok(Dataset { examples, groups, report })
 }
 
 type Outcome = (Place, Result<Prepared, RowError>);
@@ -264,17 +302,38 @@ fn recognise(batch: &[Record], columns: &Columns) -> Option<Shape> {
 
 fn read(record: Record, shape: Option<&Shape>, encoder: &Encoder, options: &PrepareOptions) -> Outcome {
     let place = record.place;
-    let parsed = record.raw.and_then(Raw::into_object).and_then(|object| match shape {
-        Some(shape) => shape.parse(object, place),
-        // No record of the batch has a shape: each says why.
-        None => Shape::recognise(&object, &options.columns)?.parse(object, place),
+    let prepared = record.raw.and_then(Raw::into_object).and_then(|mut object| {
+        let key = options.group.as_deref().map(|column| group_key(&mut object, column)).transpose()?;
+        let parsed = match shape {
+            Some(shape) => shape.parse(object, place)?,
+            // No record of the batch has a shape: each says why.
+            None => Shape::recognise(&object, &options.columns)?.parse(object, place)?,
+        };
+        encode(parsed, key, encoder, options)
     });
-    (place, parsed.and_then(|parsed| encode(parsed, encoder, options)))
+    (place, prepared)
 }
 
-fn encode(parsed: Parsed, encoder: &Encoder, options: &PrepareOptions) -> Result<Prepared, RowError> {
-    let Parsed { row, ignored } = parsed;
+/// The hash of a column's value; the column itself stays for the row to read, if it does.
+fn group_key(object: &mut Map<String, Value>, column: &str) -> Result<u128, RowError> {
+    match object.get(column) {
+        None => Err(RowError::missing(column, object)),
+        Some(value) => Ok(Fingerprint::new().text("group").text(&value.to_string()).finish()),
+    }
+}
+
+fn encode(
+    parsed: Parsed,
+    key: Option<u128>,
+    encoder: &Encoder,
+    options: &PrepareOptions,
+) -> Result<Prepared, RowError> {
+    let Parsed { row, mut ignored } = parsed;
+    if let Some(column) = &options.group {
+        ignored.remove(column);
+    }
     let fingerprint = row.fingerprint();
+    let group = key.unwrap_or(fingerprint);
     let encoded = encoder.encode_row(&row)?;
     let length = encoded.example.ids.len();
     let limit = options.max_seq_length;
@@ -289,7 +348,7 @@ fn encode(parsed: Parsed, encoder: &Encoder, options: &PrepareOptions) -> Result
                     } else {
                         Fate::Truncated(length - encoded.example.ids.len())
                     };
-                    return Ok(Prepared { row, fingerprint, encoded, fate, ignored });
+                    return Ok(Prepared { row, fingerprint, group, encoded, fate, ignored });
                 }
             }
         }
@@ -299,7 +358,7 @@ fn encode(parsed: Parsed, encoder: &Encoder, options: &PrepareOptions) -> Result
         (false, 0) => Fate::ZeroTrained,
         (false, _) => Fate::Kept,
     };
-    Ok(Prepared { row, fingerprint, encoded, fate, ignored })
+    Ok(Prepared { row, fingerprint, group, encoded, fate, ignored })
 }
 
 /// The report in the making.
@@ -339,8 +398,8 @@ impl Account {
         let encoded = &prepared.encoded;
         let length = encoded.example.ids.len();
         let before = length + if let Fate::Truncated(cut) = prepared.fate { cut } else { 0 };
-        report.shortest = if report.shortest == 0 { before } else { report.shortest.min(before) };
-        report.longest = report.longest.max(before);
+        report.shortest_row = if report.shortest_row == 0 { before } else { report.shortest_row.min(before) };
+        report.longest_row = report.longest_row.max(before);
         match prepared.fate {
             Fate::OverLong => report.dropped_over_long.add(place),
             Fate::ZeroTrained => report.zero_trained.add(place),
@@ -353,6 +412,7 @@ impl Account {
         if prepared.fate.is_kept() {
             report.kept += 1;
             report.tokens += length;
+            report.longest = report.longest.max(length);
             report.trained_tokens += encoded.example.trained_tokens();
             report.boundary_merged += encoded.boundary_merged;
             report.eos_appended += usize::from(encoded.eos_appended);

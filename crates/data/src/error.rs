@@ -365,3 +365,16 @@ pub enum RowError {
     #[error("the text cannot be tokenised: {0}")]
     Tokenizer(String),
 }
+
+impl RowError {
+    /// Whether the row lacks a column that its shape needs.
+    pub fn is_missing_column(&self) -> bool {
+        matches!(self, Self::NoPrompt { .. } | Self::NoCompletion { .. } | Self::MissingColumn { .. })
+    }
+
+    /// A column that a row lacks.
+    pub(crate) fn missing(column: &str, row: &serde_json::Map<String, serde_json::Value>) -> Self {
+        let columns = row.keys().cloned().collect::<Vec<_>>().join(", ");
+        Self::MissingColumn { column: column.to_owned(), columns }
+    }
+}

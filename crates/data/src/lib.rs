@@ -15,7 +15,7 @@ mod store;
 mod template;
 mod tokenizer;
 
-pub use dataset::{BadRow, Counted, DataReport, Fate, PrepareOptions, Prepared, prepare};
+pub use dataset::{BadRow, Counted, DataReport, Dataset, Fate, PrepareOptions, Prepared, load, prepare};
 pub use encode::{BosRule, ControlText, EncodedRow, Encoder, Prompt, TemplateChoice};
 pub use error::{Error, RowError};
 pub use example::{Example, Examples};

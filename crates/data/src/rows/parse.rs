@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::shape::listed;
 use super::{Message, Row, RowContent, Shape};
 use crate::error::RowError;
 use crate::source::Place;
@@ -78,9 +77,7 @@ fn alpaca(object: &mut Map<String, Value>, output: &str) -> Result<RowContent, R
 }
 
 fn take(object: &mut Map<String, Value>, name: &str) -> Result<Value, RowError> {
-    object
-        .shift_remove(name)
-        .ok_or_else(|| RowError::MissingColumn { column: name.to_owned(), columns: listed(object) })
+    object.shift_remove(name).ok_or_else(|| RowError::missing(name, object))
 }
 
 fn take_text(object: &mut Map<String, Value>, name: &str) -> Result<String, RowError> {

@@ -126,7 +126,7 @@ impl Shape {
 
     fn conversation(row: &Map<String, Value>, column: &str) -> Result<Self, RowError> {
         let Some(value) = row.get(column) else {
-            return Err(RowError::MissingColumn { column: column.to_owned(), columns: listed(row) });
+            return Err(RowError::missing(column, row));
         };
         let first = value.as_array().and_then(|items| items.first()).and_then(Value::as_object);
         let sharegpt = first.is_some_and(|m| m.contains_key("from") && !m.contains_key("role"));
@@ -172,7 +172,7 @@ fn no_completion(row: &Map<String, Value>, what: &'static str, names: &[&str]) -
 }
 
 /// The names of a row's columns, for a sentence.
-pub(super) fn listed(row: &Map<String, Value>) -> String {
+fn listed(row: &Map<String, Value>) -> String {
     row.keys().cloned().collect::<Vec<_>>().join(", ")
 }
 
