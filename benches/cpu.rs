@@ -7,7 +7,10 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tunesmith_data::{Columns, Encoder, Example, LoadOptions, Now, TemplateChoice, load};
+use tunesmith_data::{
+    Columns, Dataset, Encoder, Example, Now, OverLong, PrepareOptions, Records, SourceOptions,
+    TemplateChoice, load,
+};
 use tunesmith_infer::{Request, Sampling, generate};
 use tunesmith_model::peft::LoraConfig;
 use tunesmith_model::{Batch, Checkpoint, Decoder, Document, ModelConfig};
@@ -30,8 +33,19 @@ fn encoder(config: &ModelConfig) -> Encoder {
 }
 
 fn examples(config: &ModelConfig) -> Vec<Example> {
-    let options = LoadOptions { columns: Columns::default(), max_seq_length: config.max_position_embeddings };
-    load(&fixtures().join("tickets.jsonl"), &encoder(config), &options).expect("tickets").examples
+    tickets(config, &encoder(config)).examples
+}
+
+fn tickets(config: &ModelConfig, encoder: &Encoder) -> Dataset {
+    let options = PrepareOptions {
+        columns: Columns::default(),
+        max_seq_length: config.max_position_embeddings,
+        over_long: OverLong::Drop,
+        group: None,
+    };
+    let path = fixtures().join("tickets.jsonl").to_str().expect("UTF-8").to_owned();
+    let mut records = Records::open(&[path], &SourceOptions::default()).expect("tickets");
+    load(&mut records, encoder, &options).expect("tickets")
 }
 
 fn decoder(config: &ModelConfig) -> Decoder<RefKernels> {
@@ -50,12 +64,10 @@ fn tokens(examples: &[Example]) -> u64 {
 fn data(c: &mut Criterion) {
     let config = ModelConfig::from_dir(&model_dir()).expect("config");
     let (all, encoder) = (examples(&config), encoder(&config));
-    let options = LoadOptions { columns: Columns::default(), max_seq_length: config.max_position_embeddings };
-    let path = fixtures().join("tickets.jsonl");
     let mut group = c.benchmark_group("data");
     group.throughput(Throughput::Elements(tokens(&all)));
     group.bench_function("read, render, tokenise, mask", |b| {
-        b.iter(|| black_box(load(&path, &encoder, &options).expect("tickets")));
+        b.iter(|| black_box(tickets(&config, &encoder)));
     });
     let documents: Vec<Document<'_>> =
         all.iter().map(|e| Document { ids: &e.ids, trained: &e.trained, number: 0 }).collect();

@@ -9,7 +9,7 @@ mod common;
 
 use common::tiny_model::{TARGETS, TinyModel, config, specs};
 use common::{load, training_batch};
-use tunesmith_data::Example;
+use tunesmith_data::{Example, Place};
 use tunesmith_model::peft::{Layers, LoraConfig};
 use tunesmith_model::{Checkpoint, Decoder, ModelConfig, peft};
 use tunesmith_ops::RefKernels;
@@ -19,7 +19,7 @@ use tunesmith_testkit::tiny;
 use tunesmith_train::{Error, Event, Observer, Recompute, TrainConfig, Trainer, train};
 
 fn row(ids: &[u32], line: usize) -> Example {
-    Example { ids: ids.to_vec(), trained: (0..ids.len()).map(|t| t > 0).collect(), line }
+    Example { ids: ids.to_vec(), trained: (0..ids.len()).map(|t| t > 0).collect(), place: Place::line(line) }
 }
 
 fn settings() -> TrainConfig {
@@ -77,13 +77,22 @@ fn a_loss_that_is_not_finite_names_step_and_lines() {
     // The poison is the last token of line 13: it is predicted, and nothing is predicted from it.
     trainer.step(&[&data[0], &data[3]], 0.0).unwrap();
     let error = trainer.step(&[&data[0], &data[1]], 1e-3).unwrap_err();
-    assert!(matches!(&error, Error::LossNotFinite { step: 2, lines } if lines == &[11]), "{error:?}");
+    assert!(
+        matches!(&error, Error::LossNotFinite { step: 2, places } if places == &[Place::line(11)]),
+        "{error:?}"
+    );
     assert!(error.to_string().contains("step 2") && error.to_string().contains("11"), "{error}");
     let error = trainer.step(&[&data[2], &data[1]], 1e-3).unwrap_err();
-    assert!(matches!(&error, Error::LossNotFinite { step: 2, lines } if lines == &[12, 11]), "{error:?}");
+    assert!(
+        matches!(&error, Error::LossNotFinite { step: 2, places } if places == &[Place::line(12), Place::line(11)]),
+        "{error:?}"
+    );
     assert_eq!(trainer.decoder().parameters().unwrap(), before, "a failed step changes nothing");
     let error = trainer.evaluate(&data.iter().collect::<Vec<_>>()).unwrap_err();
-    assert!(matches!(&error, Error::EvaluationNotFinite { step: 1, lines } if lines == &[11]), "{error:?}");
+    assert!(
+        matches!(&error, Error::EvaluationNotFinite { step: 1, places } if places == &[Place::line(11)]),
+        "{error:?}"
+    );
 }
 
 /// The numbers of a failed step stay in the buffers; no later step may read them.
@@ -121,10 +130,10 @@ fn an_adapter_that_is_not_a_number_stops_the_first_step() {
         engine.set_parameters(&values).unwrap();
         let mut trainer = Trainer::new(engine, &settings(), 0.0, &data).unwrap();
         let error = trainer.step(&[&data[0], &data[1]], 1e-3).unwrap_err();
-        let named = |lines: &[usize]| lines == [4, 9];
+        let named = |places: &[Place]| places == [Place::line(4), Place::line(9)];
         let right = match &error {
-            Error::LossNotFinite { step: 1, lines } | Error::GradientNotFinite { step: 1, lines } => {
-                named(lines)
+            Error::LossNotFinite { step: 1, places } | Error::GradientNotFinite { step: 1, places } => {
+                named(places)
             }
             _ => false,
         };
@@ -163,7 +172,10 @@ fn a_gradient_that_is_not_finite_names_step_and_lines() {
     let mut trainer = Trainer::new(engine, &settings(), 0.0, &data).unwrap();
     let before = trainer.decoder().parameters().unwrap();
     let error = trainer.step(&data.iter().collect::<Vec<_>>(), 1e-3).unwrap_err();
-    assert!(matches!(&error, Error::GradientNotFinite { step: 1, lines } if lines == &[21, 22]), "{error:?}");
+    assert!(
+        matches!(&error, Error::GradientNotFinite { step: 1, places } if places == &[Place::line(21), Place::line(22)]),
+        "{error:?}"
+    );
     assert_eq!(trainer.decoder().parameters().unwrap(), before);
 }
 
@@ -183,7 +195,10 @@ fn an_infinite_gradient_is_not_finite() {
     let data = [row(&[1, 2], 3)];
     let mut trainer = Trainer::new(model.engine(&settings_of_last, &lora), &settings(), 0.0, &data).unwrap();
     let error = trainer.step(&[&data[0]], 1e-3).unwrap_err();
-    assert!(matches!(&error, Error::GradientNotFinite { step: 1, lines } if lines == &[3]), "{error:?}");
+    assert!(
+        matches!(&error, Error::GradientNotFinite { step: 1, places } if places == &[Place::line(3)]),
+        "{error:?}"
+    );
     let gradients = trainer.gradients().unwrap();
     assert!(gradients.iter().any(|g| g.is_infinite()) && !gradients.iter().any(|g| g.is_nan()));
 }

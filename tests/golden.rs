@@ -13,7 +13,7 @@ mod common;
 use std::path::Path;
 
 use common::{Engine, argmax, examples, load, loss_and_gradients, mean, named, padded_logits, with_adapter};
-use tunesmith_data::{Columns, Encoder, Example, Now, TemplateChoice, read_rows};
+use tunesmith_data::{Columns, Encoder, Example, Now, Records, SourceOptions, TemplateChoice, read_rows};
 use tunesmith_model::Keep;
 use tunesmith_model::peft::{self, Linear};
 use tunesmith_testkit::cases::{self, Batch, Case};
@@ -372,7 +372,9 @@ fn follow(run: &Baseline, limit: usize) {
 /// The rows of a file as the run saw them: cut at `max_length`, not left out.
 fn encoded(path: &Path, model: &Path, max_length: usize) -> Vec<Example> {
     let encoder = Encoder::from_dir(model, TemplateChoice::Chat, &[], Now::utc()).unwrap();
-    let rows = read_rows(path, &Columns::default()).unwrap();
+    let uri = path.to_str().unwrap().to_owned();
+    let mut records = Records::open(&[uri], &SourceOptions::default()).unwrap();
+    let rows = read_rows(&mut records, &Columns::default()).unwrap();
     let encode = |row| {
         let mut example = encoder.encode_row(row).unwrap().example;
         example.ids.truncate(max_length);

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use common::tiny_model::{TARGETS, TinyModel, batch, config, specs};
 use common::{Engine, examples, load, loss_and_gradients};
-use tunesmith_data::Example;
+use tunesmith_data::{Example, Place};
 use tunesmith_model::peft::{self, LoraConfig, PeftConfig};
 use tunesmith_model::{Keep, ModelCard};
 use tunesmith_testkit::spec::{Family, ModelSpec};
@@ -32,7 +32,7 @@ fn rows(spec: &ModelSpec, count: usize, longest: usize, seed: u64) -> Vec<Exampl
         let ids = (0..len).map(|_| random.below(spec.vocab_size) as u32).collect();
         let mut trained: Vec<bool> = (0..len).map(|t| t > 0 && random.uniform() < 0.5).collect();
         trained[len / 2] = true;
-        Example { ids, trained, line }
+        Example { ids, trained, place: Place::line(line) }
     };
     (1..=count).map(row).collect()
 }

@@ -9,7 +9,7 @@ mod common;
 
 use common::tiny_model::{TARGETS, TinyModel, specs};
 use common::{Engine, loss_and_gradients};
-use tunesmith_data::Example;
+use tunesmith_data::{Example, Place};
 use tunesmith_model::Keep;
 use tunesmith_testkit::tiny::Random;
 use tunesmith_train::{TrainConfig, Trainer};
@@ -19,7 +19,7 @@ fn rows(vocab: usize, lengths: &[usize]) -> Vec<Example> {
     let row = |(i, len): (usize, &usize)| Example {
         ids: (0..*len).map(|_| random.below(vocab) as u32).collect(),
         trained: (0..*len).map(|t| t > len / 3).collect(),
-        line: i + 1,
+        place: Place::line(i + 1),
     };
     lengths.iter().enumerate().map(row).collect()
 }

@@ -16,7 +16,7 @@ fn what_can_be_known_to_fail_makes_no_job() {
     bench.run(&["train", "job.toml", "--device", "cuda:99"]).failed(69, "device `cuda:99`");
     bench
         .run(&["train", "job.toml", "--set", "data.validation=none.jsonl"])
-        .failed(65, "the validation file `");
+        .failed(65, "the validation data `");
     bench.run(&["train", "job.toml", "--set", "data.train=home/.."]).failed(65, "does not exist");
     fs::create_dir(bench.path("out")).unwrap();
     bench.run(&["train", "job.toml", "--output", "out"]).failed(65, "/out` already exists");

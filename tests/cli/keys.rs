@@ -126,11 +126,10 @@ fn keys_of_data() {
         (&["data.template=none"], &["losses", "evaluations", "weights"]),
         (&["data.template=chat"], &[]),
         (&["data.max_seq_length=1000"], &[]),
-        // The columns' names do not enter the text.
-        (
-            &["data.train=renamed.jsonl", "data.prompt_column=question", "data.completion_column=answer"],
-            &["held_out"],
-        ),
+        // The columns' names enter neither the text nor the frozen copy.
+        (&["data.train=renamed.jsonl", "data.prompt_column=question", "data.completion_column=answer"], &[]),
+        (&["data.format=jsonl"], &[]),
+        (&["data.split_by=prompt"], &rows),
         (&["data.train=turns.jsonl", "data.messages_column=turns"], &rows),
     ]);
     let bench = Bench::new();
@@ -141,6 +140,12 @@ fn keys_of_data() {
     bench
         .run(&["train", "job.toml", "--set", "data.max_seq_length=10"])
         .failed(65, "longer than max_seq_length 10");
+    bench
+        .run(&["train", "job.toml", "--set", "data.max_seq_length=24", "--set", "data.over_long=fail"])
+        .failed(65, "the row has");
+    let cut = ["--set", "data.max_seq_length=24", "--set", "data.over_long=truncate-prompt"];
+    let ran = bench.run(&[&["train", "job.toml"][..], &cut].concat());
+    assert!(ran.stderr.contains("of prompt to fit 24"), "{ran:?}");
 }
 
 #[test]

@@ -71,9 +71,11 @@ fn a_run_leaves_the_whole_job_directory() {
         frozen.extend(text.lines().map(str::to_owned).collect::<Vec<_>>());
     }
     assert_eq!(manifest["validation"]["rows"], 4);
-    assert_eq!(manifest["sources"][0]["sha256"], sha256(&bench.path("rows.jsonl")));
+    assert_eq!(manifest["sources"][0]["files"][0]["sha256"], sha256(&bench.path("rows.jsonl")));
     frozen.sort();
-    let mut all: Vec<_> = rows(20).lines().map(str::to_owned).collect();
+    // Written anew, with the standard columns and no white space between them.
+    let compact = |line: &str| serde_json::from_str::<Value>(line).unwrap().to_string();
+    let mut all: Vec<_> = rows(20).lines().map(compact).collect();
     all.sort();
     assert_eq!(frozen, all);
 
@@ -163,7 +165,7 @@ fn bad_rows_are_named_by_line() {
         "",
         &with(b"{\"prompt\": \"a\"}"),
         65,
-        "rows.jsonl`:22: the row has a prompt but no completion",
+        "rows.jsonl`:22: the row has no `completion` column (its columns: prompt)",
         "data",
     );
     fails("", &with(b"{\"completion\": \"a\"}"), 65, "rows.jsonl`:22: ", "data");
@@ -204,7 +206,10 @@ fn rows_left_out_are_told_and_counted() {
     assert!(ran.stderr.contains("1 row (line 21) longer than 128 tokens, left out"), "{ran:?}");
     assert!(ran.stderr.contains("columns that nothing reads: `x`"), "{ran:?}");
     let manifest = read_json(&bench.only_job().join("data/manifest.json"));
-    assert_eq!(manifest["sources"][0]["report"]["dropped_over_long"], json!({ "count": 1, "lines": [21] }));
+    assert_eq!(
+        manifest["sources"][0]["dropped_over_long"],
+        json!({ "count": 1, "places": [{ "file": 0, "number": 21 }] })
+    );
     let rows = manifest["train"]["rows"].as_u64().unwrap() + manifest["validation"]["rows"].as_u64().unwrap();
     assert_eq!(rows, 20, "what was left out is not in the frozen copy either");
 }
@@ -216,10 +221,7 @@ fn a_file_of_held_out_rows_is_used_as_it_is() {
     trained(&bench, &["--set", "data.validation=held.jsonl", "--quiet"]);
     let data = bench.only_job().join("data");
     let frozen = fs::read_to_string(data.join("validation.jsonl")).unwrap();
-    assert_eq!(
-        frozen,
-        "{\"prompt\": \"é\", \"completion\": \"b\"}\n{\"prompt\": \"c\", \"completion\": \"d\"}\n"
-    );
+    assert_eq!(frozen, "{\"prompt\":\"é\",\"completion\":\"b\"}\n{\"prompt\":\"c\",\"completion\":\"d\"}\n");
     assert_eq!(read_json(&data.join("manifest.json"))["train"]["rows"], 20);
 }
 

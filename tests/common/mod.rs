@@ -11,7 +11,7 @@ pub(crate) mod tiny_model;
 
 use std::path::Path;
 
-use tunesmith_data::Example;
+use tunesmith_data::{Example, Place};
 use tunesmith_model::peft::{self, LoraConfig};
 use tunesmith_model::{AdapterLayout, Batch, Checkpoint, Decoder, Document, Keep, ModelConfig};
 use tunesmith_ops::{Kernels, RefKernels};
@@ -46,7 +46,7 @@ pub(crate) fn examples(batch: &cases::Batch, first_line: usize) -> Vec<Example> 
         Example {
             ids: batch.input_ids[at..at + len].iter().map(|id| u32::try_from(*id).unwrap()).collect(),
             trained: (0..len).map(|t| t > 0 && batch.labels[at + t] != -100).collect(),
-            line: first_line + r,
+            place: Place::line(first_line + r),
         }
     };
     (0..batch.rows).map(row).collect()

@@ -235,12 +235,12 @@ fn data_kind(error: &tunesmith_data::Error) -> (&'static str, &'static str) {
     use tunesmith_data::{Error, RowError};
     let code = match error {
         Error::NoRows { .. } => "too_few_examples",
-        Error::AllOverLong { .. } => "example_too_long",
         Error::ZeroTrainable { .. } => "zero_trainable_tokens",
         Error::Row { source, .. } | Error::Rows { source, .. } if source.is_missing_column() => {
             "missing_column"
         }
-        Error::Row { source: RowError::OverLong { .. }, .. }
+        Error::AllOverLong { .. }
+        | Error::Row { source: RowError::OverLong { .. }, .. }
         | Error::Rows { source: RowError::OverLong { .. }, .. } => "example_too_long",
         Error::Row { .. } | Error::Rows { .. } | Error::Io { .. } | Error::IsDirectory { .. } => {
             "invalid_file_format"

@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::{EOS, base, data, encoder, folder, with_template};
+use common::{EOS, base, data, encoder, folder, load, options, with_template};
 use serde_json::json;
 use tunesmith_data::{
-    BosRule, ChatTemplate, Columns, Encoder, Error, LoadOptions, Message, Now, Prompt, Row, RowContent,
-    RowError, TemplateChoice, TextTokenizer, load,
+    BosRule, ChatTemplate, ControlText, Encoder, Error, Message, Now, Place, Prompt, Row, RowContent,
+    RowError, TemplateChoice, TextTokenizer,
 };
 
 const CHATML: &str = "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '<|eot_id|>\n' }}{% endfor %}\
@@ -18,7 +18,7 @@ const STOPLESS: &str = "{% for m in messages %}{{ m['role'] + ':' + m['content']
 fn pair(prompt: &str, completion: &str) -> Row {
     Row {
         content: RowContent::PromptCompletion { prompt: prompt.into(), completion: completion.into() },
-        line: 3,
+        place: Place::line(3),
     }
 }
 
@@ -29,7 +29,7 @@ fn talk(turns: &[&str]) -> Row {
         m.trained = !text.starts_with('0');
         m
     });
-    Row { content: RowContent::Messages(messages.collect()), line: 3 }
+    Row { content: RowContent::Messages(messages.collect()), place: Place::line(3) }
 }
 
 /// The text of each run of trained tokens.
@@ -56,7 +56,7 @@ fn without_template_the_joined_text_ends_with_a_trained_eos() {
         let row = pair(prompt, completion);
         let encoded = encoder.encode_row(&row).unwrap();
         assert!(encoded.eos_appended);
-        assert_eq!(encoded.example.line, 3);
+        assert_eq!(encoded.example.place.number, 3);
         assert_eq!(encoded.example.ids[0], 4088);
         assert!(!encoded.example.trained[0]);
         if encoded.boundary_merged == 0 {
@@ -82,7 +82,7 @@ fn a_token_over_the_boundary_is_trained_and_counted() {
 fn an_eos_in_the_completion_is_not_doubled() {
     let encoder = encoder(TemplateChoice::None);
     let encoded = encoder.encode_row(&pair("a", " b<|eot_id|>")).unwrap();
-    assert!(!encoded.eos_appended && encoded.control_text);
+    assert!(!encoded.eos_appended && encoded.control_text == ControlText::Control);
     assert_eq!(encoded.example.ids.iter().filter(|&&id| id == EOS).count(), 1);
     assert_eq!(encoded.example.ids.last(), Some(&EOS));
     // Any stop id of the model's configuration ends an answer.
@@ -179,7 +179,7 @@ fn a_template_without_stop_token_gets_one() {
     // A stop token in the words of the answer does not end it.
     let row = pair("a", "say <|eot_id|> twice");
     let encoded = encoder.encode_row(&row).unwrap();
-    assert!(encoded.eos_appended && encoded.control_text);
+    assert!(encoded.eos_appended && encoded.control_text == ControlText::Control);
     assert_eq!(trained(&encoder, &row), ["say <|eot_id|> twice\n<|eot_id|>"]);
 }
 
@@ -435,8 +435,12 @@ fn streams_hold_back_incomplete_characters_only() {
 
 fn load_text(text: &str, max_seq_length: usize) -> Result<tunesmith_data::Dataset, String> {
     let (dir, path) = data(text);
-    load(&path, &encoder(TemplateChoice::Auto), &LoadOptions { columns: Columns::default(), max_seq_length })
+    load(&path, &encoder(TemplateChoice::Auto), &options(max_seq_length))
         .map_err(|e| e.to_string().replace(&format!("{}/", dir.path().display()), ""))
+}
+
+fn numbers(counted: &tunesmith_data::Counted) -> Vec<u64> {
+    counted.places.iter().map(|p| p.number).collect()
 }
 
 #[test]
@@ -450,10 +454,10 @@ fn every_row_is_accounted_for() {
     let text = format!("{short}\n\n{idle}\n{long}\n{short}\n{long}\n");
     let data = load_text(&text, 40).unwrap();
     let r = &data.report;
-    assert_eq!((r.rows, r.kept, r.duplicates), (5, 2, 2));
-    assert_eq!((r.dropped_over_long.count, r.dropped_over_long.lines.as_slice()), (2, &[4, 6][..]));
-    assert_eq!((r.zero_trained.count, r.zero_trained.lines.as_slice()), (1, &[3][..]));
-    assert_eq!(data.examples.iter().map(|e| e.line).collect::<Vec<_>>(), [1, 5]);
+    assert_eq!((r.rows, r.kept, r.duplicates.count), (5, 2, 2));
+    assert_eq!((r.dropped_over_long.count, numbers(&r.dropped_over_long)), (2, vec![4, 6]));
+    assert_eq!((r.zero_trained.count, numbers(&r.zero_trained)), (1, vec![3]));
+    assert_eq!(data.examples.iter().map(|e| e.place.number).collect::<Vec<_>>(), [1, 5]);
     assert_eq!(r.tokens, data.examples.iter().map(|e| e.ids.len()).sum::<usize>());
     assert_eq!(r.trained_tokens, 4);
     assert_eq!(r.longest, data.examples[0].ids.len());
@@ -462,10 +466,10 @@ fn every_row_is_accounted_for() {
         (r.eos_appended, r.boundary_merged, r.control_text.count, r.prompt_differs.count),
         (0, 0, 0, 0)
     );
-    assert_eq!(data.fingerprints[0], data.fingerprints[1]);
+    assert_eq!(data.groups[0], data.groups[1]);
     let all = load_text(&text, 1024).unwrap().report;
     assert_eq!((all.kept, all.dropped_over_long.count), (4, 0));
-    assert_eq!(all.control_text.lines, [4, 6]);
+    assert_eq!(numbers(&all.control_text), [4, 6]);
     let back: tunesmith_data::DataReport =
         serde_json::from_str(&serde_json::to_string(&all).unwrap()).unwrap();
     assert_eq!(back, all);
@@ -498,7 +502,7 @@ fn many_rows_keep_their_order_and_encode_as_one_by_one() {
             encoder.encode_row(&pair(&format!("ticket {i}"), &format!("answer {}", i * 7 % 4000))).unwrap();
         assert_eq!(data.examples[i].ids, one.example.ids);
         assert_eq!(data.examples[i].trained, one.example.trained);
-        assert_eq!(data.examples[i].line, i + 1);
+        assert_eq!(data.examples[i].place.number, i as u64 + 1);
     }
 }
 
@@ -511,8 +515,7 @@ fn a_template_error_names_the_row() {
     });
     let encoder = Encoder::from_dir(dir.path(), TemplateChoice::Auto, &[EOS], Now::utc()).unwrap();
     let (_data, path) = data("{\"prompt\": \"bad\", \"completion\": \"b\"}\n");
-    let error =
-        load(&path, &encoder, &LoadOptions { columns: Columns::default(), max_seq_length: 9 }).unwrap_err();
+    let error = load(&path, &encoder, &options(9)).unwrap_err();
     assert_eq!(
         error.to_string(),
         format!("`{}`:1: the chat template failed: roles must alternate", path.display())

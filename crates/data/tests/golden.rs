@@ -8,7 +8,7 @@ use std::sync::Once;
 
 use serde_json::Value;
 use tunesmith_data::{
-    ChatTemplate, Encoder, Message, Now, Prompt, Row, RowContent, SpecialTokens, TemplateChoice,
+    ChatTemplate, Encoder, Message, Now, Place, Prompt, Row, RowContent, SpecialTokens, TemplateChoice,
     TextTokenizer,
 };
 
@@ -107,7 +107,7 @@ fn golden_chats() {
                 assert_eq!(encoder.tokenizer().encode(&rendered.text, false).unwrap().ids, expected);
             }
             let Some(mask) = case.get("assistant_mask") else { continue };
-            let row = Row { content: RowContent::Messages(conversation.clone()), line: 1 };
+            let row = Row { content: RowContent::Messages(conversation.clone()), place: Place::line(1) };
             let encoded = encoder.encode_row(&row).unwrap();
             assert_eq!(encoded.example.ids, expected);
             let mask: Vec<bool> = ids(mask).iter().map(|&m| m == 1).collect();

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tunesmith_data::{
-    Columns, Encoder, LoadOptions, Now, Prompt, RowContent, TemplateChoice, load, read_rows,
-};
+use common::{load, read_rows};
+use tunesmith_data::{Columns, Encoder, Now, Prompt, RowContent, TemplateChoice};
+
+mod common;
 
 #[allow(unreachable_pub)]
 #[path = "../examples/make_tickets/tickets.rs"]
@@ -54,11 +55,14 @@ fn tickets_are_short_for_the_shipped_model() {
     )
     .unwrap();
     let path = fixtures().join("tickets.jsonl");
-    let options = LoadOptions { columns: Columns::default(), max_seq_length: 1024 };
+    let options = common::options(1024);
     let data = load(&path, &encoder, &options).unwrap();
     println!("{:#?}", data.report);
     assert_eq!(data.report.kept, tickets::ROWS);
-    assert_eq!((data.report.duplicates, data.report.eos_appended, data.report.boundary_merged), (0, 0, 0));
+    assert_eq!(
+        (data.report.duplicates.count, data.report.eos_appended, data.report.boundary_merged),
+        (0, 0, 0)
+    );
     let rows = read_rows(&path, &Columns::default()).unwrap();
     for (example, row) in data.examples.iter().zip(&rows) {
         let RowContent::PromptCompletion { prompt, completion } = &row.content else { panic!("{row:?}") };
@@ -69,6 +73,7 @@ fn tickets_are_short_for_the_shipped_model() {
         let answer = encoder.tokenizer().decode(&example.ids[start.len()..], false).unwrap();
         assert_eq!(answer, format!("{completion}<|eot_id|>"));
     }
-    let (train, validation) = data.split(0.2, 0).unwrap();
+    let halves = tunesmith_data::split(&data.groups, 0.2, 0).unwrap();
+    let (train, validation) = (halves.train, halves.validation);
     assert_eq!((train.len(), validation.len()), (243, 61));
 }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use tunesmith_data::Example;
+use tunesmith_data::{Example, Place};
 use tunesmith_model::peft::{self, PeftConfig};
 use tunesmith_model::{Checkpoint, Decoder, ModelConfig};
 use tunesmith_ops::RefKernels;
@@ -166,7 +166,7 @@ pub fn micro_batches(run: &Path) -> Result<Vec<Vec<Example>>, Error> {
         }
         let ids: Result<Vec<u32>, Error> = ids[at..at + used].iter().map(|id| token(*id, &path)).collect();
         let trained = (0..used).map(|t| t > 0 && labels[at + t] != -100).collect();
-        Ok(Example { ids: ids?, trained, line: n + 1 })
+        Ok(Example { ids: ids?, trained, place: Place::line(n + 1) })
     };
     (0..ids.len() / (rows * len)).map(|n| (n * rows..(n + 1) * rows).map(row).collect()).collect()
 }

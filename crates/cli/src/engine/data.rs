@@ -45,20 +45,14 @@ pub(super) fn prepare(run: &mut Run<'_>, encoder: &Encoder, limit: usize) -> Res
     let source = read(run, &spec.train, encoder, &options)?;
     let held_out = spec.validation.as_ref().map(|uri| read(run, uri, encoder, &options)).transpose()?;
 
-    let mut reports = vec![&source.report];
-    let all = (0..source.groups.len()).collect();
-    let (train, validation, held_texts) = match &held_out {
-        Some(held_out) => {
-            reports.push(&held_out.report);
-            let rows = (0..held_out.groups.len()).collect();
-            let validation = Part::new(held_out.tokens.clone(), rows);
-            (Part::new(source.tokens.clone(), all), validation, &held_out.texts)
-        }
-        None => {
-            let halves = split(&source.groups, spec.validation_split, spec.seed)?;
-            let part = |rows| Part::new(source.tokens.clone(), rows);
-            (part(halves.train), part(halves.validation), &source.texts)
-        }
+    let all = |data: &Data| Part::new(data.tokens.clone(), (0..data.groups.len()).collect());
+    let held_data = held_out.as_ref().unwrap_or(&source);
+    let (train, validation) = if let Some(held_out) = &held_out {
+        (all(&source), all(held_out))
+    } else {
+        let halves = split(&source.groups, spec.validation_split, spec.seed)?;
+        let part = |rows| Part::new(source.tokens.clone(), rows);
+        (part(halves.train), part(halves.validation))
     };
     if spec.validation_split > 0.0 && validation.rows().is_empty() {
         let message = format!("`{}` has too few different rows to hold any out", spec.train);
@@ -68,23 +62,21 @@ pub(super) fn prepare(run: &mut Run<'_>, encoder: &Encoder, limit: usize) -> Res
 
     let mut train_rows = run.job.freeze("train")?;
     freeze(&train, &source.texts, &mut train_rows)?;
-    let validation_rows = match validation.rows() {
-        [] => None,
-        _ => {
-            let mut rows = run.job.freeze("validation")?;
-            freeze(&validation, held_texts, &mut rows)?;
-            Some(rows)
-        }
+    let validation_rows = if validation.rows().is_empty() {
+        None
+    } else {
+        let mut rows = run.job.freeze("validation")?;
+        freeze(&validation, &held_data.texts, &mut rows)?;
+        Some(rows.finish()?)
     };
     run.job.write_manifest(&Manifest {
         format_version: FORMAT_VERSION,
-        sources: reports.into_iter().cloned().collect(),
+        sources: std::iter::once(&source).chain(&held_out).map(|data| data.report.clone()).collect(),
         train: train_rows.finish()?,
-        validation: validation_rows.map(Freezer::finish).transpose()?,
+        validation: validation_rows,
     })?;
-    let tokens = held_out.as_ref().map_or(&source.tokens, |h| &h.tokens);
     let wanted = validation.rows().iter().take(run.spec.preview.prompts);
-    let previews = wanted.map(|&row| text_of(held_texts, row, tokens.place(row)));
+    let previews = wanted.map(|&row| text_of(&held_data.texts, row, held_data.tokens.place(row)));
     let previews = previews.collect::<Result<_, _>>()?;
     Ok(Parts { train, validation, previews, bos: source.report.bos })
 }

@@ -36,6 +36,12 @@ impl Shape {
     /// # Errors
     /// A column that is missing, of the wrong type, or empty where something is to be learnt.
     pub fn parse(&self, mut object: Map<String, Value>, place: Place) -> Result<Parsed, RowError> {
+        // Before any column is taken out: the error lists those the row has.
+        for column in self.columns() {
+            if !object.contains_key(column) {
+                return Err(RowError::missing(column, &object));
+            }
+        }
         let content = match self {
             Self::PromptCompletion { prompt, completion } => {
                 let prompt = take_text(&mut object, prompt)?;
@@ -57,6 +63,17 @@ impl Shape {
         };
         let ignored = object.into_iter().map(|(name, _)| name).collect();
         Ok(Parsed { row: Row { content, place }, ignored })
+    }
+}
+
+impl Shape {
+    /// The columns that every row must have.
+    fn columns(&self) -> Vec<&str> {
+        match self {
+            Self::PromptCompletion { prompt, completion } => vec![prompt, completion],
+            Self::Messages { column } | Self::ShareGpt { column } => vec![column],
+            Self::Alpaca { output } => vec!["instruction", output],
+        }
     }
 }
 

@@ -38,6 +38,13 @@ pub struct Place {
     pub number: u64,
 }
 
+impl Place {
+    /// A line of the first file, or of the only one.
+    pub fn line(number: usize) -> Self {
+        Self { file: 0, number: number as u64 }
+    }
+}
+
 /// A record as it was read.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Raw {

@@ -4,7 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tunesmith_data::{Encoder, Error, Now, TemplateChoice};
+use tunesmith_data::{
+    Columns, Dataset, Encoder, Error, Now, OverLong, PrepareOptions, Records, Row, SourceOptions,
+    TemplateChoice,
+};
 
 pub const EOS: u32 = 4093;
 
@@ -40,4 +43,21 @@ pub fn data(bytes: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
     let path = dir.path().join("data.jsonl");
     std::fs::write(&path, bytes).unwrap();
     (dir, path)
+}
+
+pub fn options(max_seq_length: usize) -> PrepareOptions {
+    PrepareOptions { columns: Columns::default(), max_seq_length, over_long: OverLong::Drop, group: None }
+}
+
+/// The records of one file.
+pub fn records(path: &Path) -> Result<Records, Error> {
+    Records::open(&[path.to_str().unwrap().to_owned()], &SourceOptions::default())
+}
+
+pub fn read_rows(path: &Path, columns: &Columns) -> Result<Vec<Row>, Error> {
+    tunesmith_data::read_rows(&mut records(path)?, columns)
+}
+
+pub fn load(path: &Path, encoder: &Encoder, options: &PrepareOptions) -> Result<Dataset, Error> {
+    tunesmith_data::load(&mut records(path)?, encoder, options)
 }
