@@ -168,8 +168,7 @@ impl Lines {
         if bytes.len() > self.limit {
             return Err(RowError::LineTooLong { limit: self.limit });
         }
-        String::from_utf8(bytes)
-            .map_err(|e| RowError::InvalidUtf8 { column: e.utf8_error().valid_up_to() + 1 })
+        crate::source::text(bytes)
     }
 }
 
@@ -218,20 +217,7 @@ pub(crate) fn check_shape(
 
 pub(crate) fn parse_line(line: &Line, columns: &Columns) -> Result<Parsed, RowError> {
     let text = line.text.as_deref().map_err(Clone::clone)?;
-    parse_object(parse_text(text)?, columns, line.number)
-}
-
-/// The JSON object that a text spells.
-pub(crate) fn parse_text(text: &str) -> Result<Map<String, Value>, RowError> {
-    let value: Value = serde_json::from_str(text).map_err(|e| {
-        let full = e.to_string();
-        let reason = full.rsplit_once(" at line ").map_or(full.as_str(), |(r, _)| r).to_owned();
-        RowError::InvalidJson { column: e.column().max(1), reason }
-    })?;
-    match value {
-        Value::Object(object) => Ok(object),
-        other => Err(RowError::NotAnObject { found: bare_type(&other) }),
-    }
+    parse_object(crate::source::parse_object(text)?, columns, line.number)
 }
 
 fn parse_object(mut object: Map<String, Value>, columns: &Columns, line: usize) -> Result<Parsed, RowError> {
@@ -353,12 +339,5 @@ fn json_type(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
-    }
-}
-
-fn bare_type(value: &Value) -> &'static str {
-    match value {
-        Value::Array(_) => "array",
-        other => json_type(other).trim_start_matches("a ").trim_start_matches("an "),
     }
 }
