@@ -102,7 +102,9 @@ impl CliError {
             Self::JobDir(e) => e.io(),
             Self::Io { source, .. }
             | Self::Model(Model::Io { source, .. })
-            | Self::Data(tunesmith_data::Error::Io { source, .. })
+            | Self::Data(
+                tunesmith_data::Error::Io { source, .. } | tunesmith_data::Error::Temporary { source, .. },
+            )
             | Self::Train(tunesmith_train::Error::Model(Model::Io { source, .. }))
             | Self::Infer(tunesmith_infer::Error::Model(Model::Io { source, .. }))
             | Self::Spec(SpecError::Read { source, .. }) => Some(source),
@@ -235,10 +237,12 @@ fn data_kind(error: &tunesmith_data::Error) -> (&'static str, &'static str) {
         Error::NoRows { .. } => "too_few_examples",
         Error::AllOverLong { .. } => "example_too_long",
         Error::ZeroTrainable { .. } => "zero_trainable_tokens",
-        Error::Row { source: RowError::NoPrompt { .. } | RowError::NoCompletion { .. }, .. } => {
+        Error::Row { source, .. } | Error::Rows { source, .. } if source.is_missing_column() => {
             "missing_column"
         }
-        Error::Row { .. } | Error::MixedShapes { .. } | Error::Io { .. } | Error::IsDirectory { .. } => {
+        Error::Row { source: RowError::OverLong { .. }, .. }
+        | Error::Rows { source: RowError::OverLong { .. }, .. } => "example_too_long",
+        Error::Row { .. } | Error::Rows { .. } | Error::Io { .. } | Error::Source(_) => {
             "invalid_file_format"
         }
         _ => "unsupported_model",

@@ -43,6 +43,22 @@ impl Progress {
         self.bar(done as u64, total as u64, "loading the model {bar:30} {pos}/{len} tensors");
     }
 
+    /// So many rows are read; how many there will be is not known.
+    pub fn reading(&mut self, rows: usize) {
+        let Mode::Bar { bar } = &mut self.mode else { return };
+        let bar = bar.get_or_insert_with(|| new_bar(0, "reading {pos} rows, {per_sec}"));
+        bar.set_position(rows as u64);
+    }
+
+    /// Takes away the bar of something whose end was not known before.
+    pub fn read(&mut self) {
+        if let Mode::Bar { bar } = &mut self.mode
+            && let Some(bar) = bar.take()
+        {
+            bar.finish_and_clear();
+        }
+    }
+
     /// `done` of `total` bytes of a file are downloaded.
     pub fn download(&mut self, file: &str, done: u64, total: u64) {
         if done == 0 && matches!(self.mode, Mode::Plain { .. }) {

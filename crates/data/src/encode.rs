@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, RowError};
 use crate::example::Example;
 use crate::rows::{Message, Row, RowContent};
+use crate::source::Place;
 use crate::template::{ChatTemplate, Now};
 use crate::tokenizer::{TextTokenizer, Tokens};
 
@@ -46,6 +47,17 @@ pub enum Prompt<'a> {
     Messages(&'a [Message]),
 }
 
+/// Whether a row's own text spells out control tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ControlText {
+    /// It does not.
+    None,
+    /// It does, and they stay text: inside a chat template only the template writes control tokens.
+    Literal,
+    /// It does, and they become control tokens.
+    Control,
+}
+
 /// A tokenised row and what happened on the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedRow {
@@ -55,8 +67,8 @@ pub struct EncodedRow {
     pub boundary_merged: usize,
     /// Whether the tokenizer's EOS was appended because nothing else ended the answer.
     pub eos_appended: bool,
-    /// Whether the row's own text spells out a control token, which it then becomes.
-    pub control_text: bool,
+    /// Whether the row's own text spells out a control token, such as `</s>`.
+    pub control_text: ControlText,
     /// Whether the template renders the prompt of the last trained turn differently when the answer is still to come,
     /// so that inference starts from another text than training (a template that drops the system message, say).
     pub prompt_differs: bool,
@@ -166,7 +178,7 @@ impl Encoder {
             *first = false;
         }
         self.check_bos(&encoded.example.ids)?;
-        encoded.example.line = row.line;
+        encoded.example.place = row.place;
         Ok(encoded)
     }
 
@@ -229,10 +241,11 @@ impl Encoder {
             self.append_eos(&mut ids, &mut trained)?;
         }
         Ok(EncodedRow {
-            example: Example { ids, trained, line: 0 },
+            example: Example { ids, trained, place: Place::default() },
             boundary_merged: found.merged,
             eos_appended,
-            control_text: self.spells_control([prompt, completion]),
+            // Without a template the text is taken as it is written, its control tokens included.
+            control_text: self.control_text([prompt, completion], ControlText::Control),
             prompt_differs: false,
         })
     }
@@ -263,10 +276,11 @@ impl Encoder {
             eos_appended = true;
         }
         Ok(EncodedRow {
-            example: Example { ids, trained, line: 0 },
+            example: Example { ids, trained, place: Place::default() },
             boundary_merged: found.merged,
             eos_appended,
-            control_text: self.spells_control(messages.iter().map(|m| m.content.as_str())),
+            control_text: self
+                .control_text(messages.iter().map(|m| m.content.as_str()), ControlText::Control),
             prompt_differs: conversation.prompt_differs,
         })
     }
@@ -304,8 +318,13 @@ impl Encoder {
         Ok(())
     }
 
-    fn spells_control<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> bool {
-        texts.into_iter().any(|t| self.tokenizer.control_token_in(t).is_some())
+    fn control_text<'a>(
+        &self,
+        texts: impl IntoIterator<Item = &'a str>,
+        spelled: ControlText,
+    ) -> ControlText {
+        let spells = texts.into_iter().any(|t| self.tokenizer.control_token_in(t).is_some());
+        if spells { spelled } else { ControlText::None }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::source::{Place, Records};
+
 /// Every error of this crate. Each message says what, where, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -14,53 +16,37 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// A folder was given where a JSONL file is needed.
-    #[error("`{}` is a directory; name the JSONL file inside it", path.display())]
-    IsDirectory {
-        /// The folder.
-        path: PathBuf,
-    },
     /// The data set has no row.
-    #[error("`{}` has no rows; write one JSON object per line, with `prompt` and `completion` or with `messages`", path.display())]
+    #[error("`{name}` has no rows; give it at least one, with `prompt` and `completion` or with `messages`")]
     NoRows {
         /// The data set.
-        path: PathBuf,
+        name: String,
     },
     /// One row cannot be used.
-    #[error("`{}`:{line}: {source}", path.display())]
+    #[error("{place}: {source}")]
     Row {
-        /// The data set.
-        path: PathBuf,
-        /// One-based line of the row.
-        line: usize,
+        /// The data set and the row's line or number in it.
+        place: String,
         /// What is wrong with it.
         source: RowError,
     },
-    /// Two rows of one file have different shapes.
-    #[error(
-        "`{}`:{line}: this row has the shape {found}, but line {first_line} has {expected}; use one shape per file",
-        path.display()
-    )]
-    MixedShapes {
-        /// The data set.
-        path: PathBuf,
-        /// One-based line of the first row that differs.
-        line: usize,
-        /// Its shape.
-        found: &'static str,
-        /// The first row of the file.
-        first_line: usize,
-        /// The shape of the first row.
-        expected: &'static str,
+    /// Several rows cannot be used.
+    #[error("{place}: {source}\n{} more {} cannot be used; `tunesmith data check` lists them", count - 1, if *count == 2 { "row" } else { "rows" })]
+    Rows {
+        /// The data set and the first such row's line or number in it.
+        place: String,
+        /// What is wrong with it.
+        source: RowError,
+        /// How many rows cannot be used.
+        count: usize,
     },
     /// No row fits into the length limit.
     #[error(
-        "`{}`: all {rows} rows are longer than max_seq_length {limit} (shortest {shortest}, longest {longest} tokens); raise max_seq_length or shorten the rows",
-        path.display()
+        "`{name}`: all {rows} rows are longer than max_seq_length {limit} (shortest {shortest}, longest {longest} tokens); raise max_seq_length or shorten the rows"
     )]
     AllOverLong {
         /// The data set.
-        path: PathBuf,
+        name: String,
         /// Rows read.
         rows: usize,
         /// The limit in tokens.
@@ -72,18 +58,37 @@ pub enum Error {
     },
     /// Nothing that is left counts in the loss.
     #[error(
-        "`{}`: zero trainable tokens: {zero_trained} of {rows} rows train nothing and {over_long} are over-long; give at least one assistant turn a weight of 1",
-        path.display()
+        "`{name}`: zero trainable tokens: {zero_trained} of {rows} rows train nothing and {over_long} are over-long; give at least one assistant turn a weight of 1"
     )]
     ZeroTrainable {
         /// The data set.
-        path: PathBuf,
+        name: String,
         /// Rows read.
         rows: usize,
         /// Rows without a trainable token.
         zero_trained: usize,
         /// Rows dropped for their length.
         over_long: usize,
+    },
+    /// A temporary file could not be written or read.
+    #[error("cannot {action} a temporary file in `{}`: {source}; free some space there", dir.display())]
+    Temporary {
+        /// `write` or `read`.
+        action: &'static str,
+        /// Where temporary files are kept.
+        dir: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A document that a pack has no room for.
+    #[error(
+        "a document of {tokens} tokens does not fit into {budget}; raise the budget or shorten the document"
+    )]
+    TooLongToPack {
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens of a pack.
+        budget: usize,
     },
     /// A tokenizer file is missing, malformed or contradicts the others.
     #[error("`{}`: {what}", path.display())]
@@ -153,8 +158,8 @@ impl Error {
     pub(crate) fn tokenizer(path: &Path, what: impl Into<String>) -> Self {
         Self::TokenizerFile { path: path.to_owned(), what: what.into() }
     }
-    pub(crate) fn row(path: &Path, line: usize, source: RowError) -> Self {
-        Self::Row { path: path.to_owned(), line, source }
+    pub(crate) fn row(records: &Records, place: Place, source: RowError) -> Self {
+        Self::Row { place: records.locate(place), source }
     }
 }
 
@@ -277,11 +282,23 @@ pub enum RowError {
         /// The columns the row has.
         columns: String,
     },
+    /// A column that the other rows have.
+    #[error(
+        "the row has no `{column}` column (its columns: {columns}); every row needs the columns of the first, or set the column names"
+    )]
+    MissingColumn {
+        /// The column.
+        column: String,
+        /// The columns the row has.
+        columns: String,
+    },
     /// A prompt without completion.
     #[error(
-        "the row has a prompt but no completion (looked for {wanted}; its columns: {columns}); add one or set the column name"
+        "the row has {what} but no completion (looked for {wanted}; its columns: {columns}); add one or set the column name"
     )]
     NoCompletion {
+        /// What it has.
+        what: &'static str,
         /// The columns looked for.
         wanted: String,
         /// The columns the row has.
@@ -318,6 +335,40 @@ pub enum RowError {
         message: String,
         /// The missing key.
         key: &'static str,
+    },
+    /// A turn lacks a field.
+    #[error("`{message}` has no `{key}`; every turn needs `from` and `value`")]
+    TurnKey {
+        /// Which turn.
+        message: String,
+        /// The missing key.
+        key: &'static str,
+    },
+    /// A turn is by nobody known.
+    #[error(
+        "`{message}.from` is `{from}`; use `human`, `gpt`, `system`, `function_call`, `observation` or `tool`"
+    )]
+    Speaker {
+        /// Which turn.
+        message: String,
+        /// What it says.
+        from: String,
+    },
+    /// A part of a message that is not text.
+    #[error("`{at}` is no text part; only parts of `\"type\": \"text\"` can be trained on")]
+    ContentPart {
+        /// Which part.
+        at: String,
+    },
+    /// A row beyond the length limit, under the policy `fail`.
+    #[error(
+        "the row has {tokens} tokens, more than max_seq_length {limit}; shorten it, raise the limit, or set over_long to `drop` or `truncate-prompt`"
+    )]
+    OverLong {
+        /// Its tokens.
+        tokens: usize,
+        /// The limit.
+        limit: usize,
     },
     /// `weight` is not 0 or 1, or not on an assistant turn.
     #[error("`{message}.weight` must be 0 or 1 and stand on an assistant turn; correct or remove it")]
@@ -382,4 +433,17 @@ pub enum RowError {
     /// The tokenizer failed or cannot be trusted on this text.
     #[error("the text cannot be tokenised: {0}")]
     Tokenizer(String),
+}
+
+impl RowError {
+    /// Whether the row lacks a column that its shape needs.
+    pub fn is_missing_column(&self) -> bool {
+        matches!(self, Self::NoPrompt { .. } | Self::NoCompletion { .. } | Self::MissingColumn { .. })
+    }
+
+    /// A column that a row lacks.
+    pub(crate) fn missing(column: &str, row: &serde_json::Map<String, serde_json::Value>) -> Self {
+        let columns = row.keys().cloned().collect::<Vec<_>>().join(", ");
+        Self::MissingColumn { column: column.to_owned(), columns }
+    }
 }

@@ -4,22 +4,30 @@ mod dataset;
 mod encode;
 mod error;
 mod example;
+mod over_long;
+mod pack;
 mod rows;
 mod sip;
 mod source;
 mod split;
+mod spool;
+mod store;
 mod template;
 mod tokenizer;
 
-pub use dataset::{Counted, DataReport, Dataset, LoadOptions, load};
-pub use encode::{BosRule, EncodedRow, Encoder, Prompt, TemplateChoice};
+pub use dataset::{BadRow, Counted, DataReport, Dataset, Fate, PrepareOptions, Prepared, load, prepare};
+pub use encode::{BosRule, ControlText, EncodedRow, Encoder, Prompt, TemplateChoice};
 pub use error::{Error, RowError, Spot};
-pub use example::Example;
-pub use rows::{Columns, MAX_LINE_BYTES, Message, Row, RowContent, read_rows};
+pub use example::{Example, Examples};
+pub use over_long::OverLong;
+pub use pack::{Utilisation, pack, utilisation};
+pub use rows::{Columns, MAX_LINE_BYTES, Message, Parsed, Row, RowContent, Shape, read_rows};
 pub use source::{
     FileFacts, Format, Limits, Network, Place, Raw, Record, RecordReader, Records, SourceError,
     SourceOptions, parse_object,
 };
 pub use split::{Split, split};
+pub use spool::{Spool, SpoolWriter};
+pub use store::{Part, TokenStore, TokenStoreWriter};
 pub use template::{ChatTemplate, Now, Rendered, SpecialTokens};
 pub use tokenizer::{DecodeStream, TextTokenizer, Tokens};

@@ -1,3 +1,5 @@
+use tunesmith_data::Place;
+
 /// What can stop a run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -26,29 +28,32 @@ pub enum Error {
     )]
     NoAdapter,
     /// A loss that is NaN or infinite.
-    #[error("The loss is not finite at step {step}, in the rows of line {}; the adapter before this step is kept", in_words(.lines))]
+    #[error("The loss is not finite at step {step}, in the rows of {}; the adapter before this step is kept", in_words(.places))]
     LossNotFinite {
         /// Optimizer step, from 1.
         step: usize,
-        /// Lines of the training file.
-        lines: Vec<usize>,
+        /// Where the step's rows stand in the training data.
+        places: Vec<Place>,
     },
     /// A gradient that is NaN or infinite.
-    #[error("The gradient is not finite at step {step}, whose rows are those of line {}; the adapter before this step is kept, and a lower `train.learning_rate` may help", in_words(.lines))]
+    #[error("The gradient is not finite at step {step}, whose rows are those of {}; the adapter before this step is kept, and a lower `train.learning_rate` may help", in_words(.places))]
     GradientNotFinite {
         /// Optimizer step, from 1.
         step: usize,
-        /// Lines of the training file.
-        lines: Vec<usize>,
+        /// Where the step's rows stand in the training data.
+        places: Vec<Place>,
     },
     /// An evaluation loss that is NaN or infinite.
-    #[error("The validation loss is not finite after step {step}, in the rows of line {}", in_words(.lines))]
+    #[error("The validation loss is not finite after step {step}, in the rows of {}", in_words(.places))]
     EvaluationNotFinite {
         /// Optimizer steps done.
         step: usize,
-        /// Lines of the validation file.
-        lines: Vec<usize>,
+        /// Where the rows stand in the validation data.
+        places: Vec<Place>,
     },
+    /// The rows could not be read back or packed.
+    #[error(transparent)]
+    Data(#[from] tunesmith_data::Error),
     /// The model could not do what it was asked.
     #[error(transparent)]
     Model(#[from] tunesmith_model::Error),
@@ -60,16 +65,20 @@ pub enum Error {
     Observer(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// `4`, `4 and 7`, `1, 2, 3 and 5 more`.
-fn in_words(lines: &[usize]) -> String {
+/// `line 4`, `line 4 and 7`, `line 1, 2, 3 and 5 more`; rows of further files as `line 4 of file 2`.
+fn in_words(places: &[Place]) -> String {
     const SHOWN: usize = 10;
-    let shown: Vec<String> = lines.iter().take(SHOWN).map(ToString::to_string).collect();
-    if lines.len() > SHOWN {
-        return format!("{} and {} more", shown.join(", "), lines.len() - SHOWN);
+    let one = |place: &Place| match place.file {
+        0 => place.number.to_string(),
+        file => format!("{} of file {}", place.number, file + 1),
+    };
+    let shown: Vec<String> = places.iter().take(SHOWN).map(one).collect();
+    if places.len() > SHOWN {
+        return format!("line {} and {} more", shown.join(", "), places.len() - SHOWN);
     }
     match shown.split_last() {
-        Some((last, [])) => last.clone(),
-        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        Some((last, [])) => format!("line {last}"),
+        Some((last, rest)) => format!("line {} and {last}", rest.join(", ")),
         None => "(none)".into(),
     }
 }

@@ -3,12 +3,15 @@
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tunesmith_data::Example;
+use tunesmith_data::{Example, Examples};
 use tunesmith_ops::Kernels;
 
 use crate::order::epoch_order;
 use crate::schedule::Schedule;
 use crate::{Error, Event, TrainConfig, Trainer};
+
+/// Rows of an evaluation that are in memory at once: a multiple of every usual batch size.
+const EVALUATED_AT_ONCE: usize = 1 << 12;
 
 /// Whoever watches a run: writes its events down, shows progress, may ask it to stop.
 pub trait Observer {
@@ -56,13 +59,13 @@ pub struct Summary {
 /// could not take an event.
 pub fn train<K: Kernels>(
     trainer: &mut Trainer<K>,
-    train: &[Example],
-    validation: &[Example],
+    train: &(impl Examples + ?Sized),
+    validation: &(impl Examples + ?Sized),
     config: &TrainConfig,
     observer: &mut dyn Observer,
 ) -> Result<Summary, Error> {
     check(config)?;
-    let trained: usize = train.iter().map(Example::trained_tokens).sum();
+    let trained: usize = (0..train.len()).map(|i| train.trained_tokens(i)).sum();
     if trained == 0 {
         return Err(Error::NoTrainedTokens { examples: train.len() });
     }
@@ -76,7 +79,7 @@ pub fn train<K: Kernels>(
         total_steps,
         epochs: config.epochs,
         trainable_parameters: run.trainer.decoder().layout().len(),
-        tokens_per_epoch: train.iter().map(|e| e.ids.len()).sum(),
+        tokens_per_epoch: (0..train.len()).map(|i| train.tokens(i)).sum(),
         trained_tokens_per_epoch: trained,
     })?;
     let evaluates = config.evals_per_epoch > 0 && !validation.is_empty();
@@ -92,7 +95,8 @@ pub fn train<K: Kernels>(
                 run.summary.stopped = true;
                 return Ok(run.summary);
             }
-            let rows: Vec<&Example> = rows.iter().map(|&r| &train[r]).collect();
+            let rows = rows.iter().map(|&r| train.get(r)).collect::<Result<Vec<_>, _>>()?;
+            let rows: Vec<&Example> = rows.iter().map(AsRef::as_ref).collect();
             let done = epoch as f64 + (i + 1) as f64 / per_epoch as f64;
             let (loss, tokens) = run.step(&rows, schedule.rate(run.summary.steps), done)?;
             loss_sum += loss * tokens as f64;
@@ -107,14 +111,14 @@ pub fn train<K: Kernels>(
     Ok(run.summary)
 }
 
-struct Run<'a, K: Kernels> {
+struct Run<'a, K: Kernels, V: Examples + ?Sized> {
     trainer: &'a mut Trainer<K>,
-    validation: &'a [Example],
+    validation: &'a V,
     observer: &'a mut dyn Observer,
     summary: Summary,
 }
 
-impl<K: Kernels> Run<'_, K> {
+impl<K: Kernels, V: Examples + ?Sized> Run<'_, K, V> {
     fn emit(&mut self, event: &Event) -> Result<(), Error> {
         self.observer.event(event).map_err(Error::Observer)
     }
@@ -171,13 +175,19 @@ impl<K: Kernels> Run<'_, K> {
 
     fn evaluate(&mut self, epoch: f64) -> Result<f64, Error> {
         let started = Instant::now();
-        let rows: Vec<&Example> = self.validation.iter().collect();
-        let losses = self.trainer.evaluate(&rows)?;
-        let trained_tokens: usize = losses.iter().map(|l| l.trained_tokens).sum();
-        if trained_tokens == 0 {
-            return Err(Error::NoTrainedTokens { examples: rows.len() });
+        let (mut sum, mut trained_tokens) = (0f64, 0);
+        let rows = self.validation.len();
+        for start in (0..rows).step_by(EVALUATED_AT_ONCE) {
+            let part = (start..rows.min(start + EVALUATED_AT_ONCE)).map(|i| self.validation.get(i));
+            let part = part.collect::<Result<Vec<_>, _>>()?;
+            let losses = self.trainer.evaluate(&part.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
+            sum += losses.iter().map(|l| l.sum).sum::<f64>();
+            trained_tokens += losses.iter().map(|l| l.trained_tokens).sum::<usize>();
         }
-        let loss = losses.iter().map(|l| l.sum).sum::<f64>() / trained_tokens as f64;
+        if trained_tokens == 0 {
+            return Err(Error::NoTrainedTokens { examples: rows });
+        }
+        let loss = sum / trained_tokens as f64;
         let seconds = started.elapsed().as_secs_f64();
         self.emit(&Event::Evaluation { step: self.summary.steps, epoch, loss, trained_tokens, seconds })?;
         Ok(loss)

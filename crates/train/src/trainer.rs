@@ -1,6 +1,6 @@
 //! One optimizer step, and one evaluation.
 
-use tunesmith_data::Example;
+use tunesmith_data::{Example, Place, pack};
 use tunesmith_model::{Batch, Decoder, Document, DropoutStep, Keep, Workspace};
 use tunesmith_ops::{AdamW, Kernels};
 
@@ -49,17 +49,31 @@ impl<K: Kernels> Trainer<K> {
     /// Makes room for the longest micro-batch that `examples` (the training and the validation rows) can give.
     ///
     /// # Errors
-    /// No LoRA parameters, or not enough memory.
+    /// As [`Trainer::for_lengths`].
     pub fn new<'a>(
-        mut decoder: Decoder<K>,
+        decoder: Decoder<K>,
         config: &TrainConfig,
         lora_dropout: f32,
         examples: impl IntoIterator<Item = &'a Example>,
     ) -> Result<Self, Error> {
+        let lengths = examples.into_iter().map(|e| e.ids.len());
+        Self::for_lengths(decoder, config, lora_dropout, lengths)
+    }
+
+    /// Makes room for the longest micro-batch that documents of these lengths in tokens can give.
+    ///
+    /// # Errors
+    /// No LoRA parameters, or not enough memory.
+    pub fn for_lengths(
+        mut decoder: Decoder<K>,
+        config: &TrainConfig,
+        lora_dropout: f32,
+        lengths: impl IntoIterator<Item = usize>,
+    ) -> Result<Self, Error> {
         if decoder.layout().is_empty() {
             return Err(Error::NoAdapter);
         }
-        let mut lengths: Vec<usize> = examples.into_iter().map(|e| e.ids.len()).collect();
+        let mut lengths: Vec<usize> = lengths.into_iter().collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         let longest = lengths.first().copied().unwrap_or(0);
         decoder.prepare_positions(longest);
@@ -118,8 +132,8 @@ impl<K: Kernels> Trainer<K> {
         self.decoder.kernels().clear_full(&mut self.gradients)?;
         let weight = 1.0 / trained_tokens as f32;
         let mut sum = 0f64;
-        for micro in micro_batches(&self.config, examples) {
-            let batch = batch(examples, micro.clone());
+        for micro in micro_batches(&self.config, examples)? {
+            let batch = batch(examples, &micro);
             let losses = self.decoder.loss_and_gradients(
                 &mut self.workspace,
                 &batch,
@@ -127,15 +141,18 @@ impl<K: Kernels> Trainer<K> {
                 dropout,
                 &mut self.gradients,
             )?;
-            let bad = not_finite(&batch, &losses, &examples[micro]);
+            let bad = not_finite(&batch, &losses, &micro, examples);
             if !bad.is_empty() {
-                return Err(Error::LossNotFinite { step, lines: bad });
+                return Err(Error::LossNotFinite { step, places: bad });
             }
             sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
         }
         let grad_norm = self.decoder.kernels().norm(&self.gradients)?;
         if !grad_norm.is_finite() {
-            return Err(Error::GradientNotFinite { step, lines: examples.iter().map(|e| e.line).collect() });
+            return Err(Error::GradientNotFinite {
+                step,
+                places: examples.iter().map(|e| e.place).collect(),
+            });
         }
         let tokens = examples.iter().map(|e| e.ids.len()).sum();
         Ok(StepOutcome { loss: sum / trained_tokens as f64, grad_norm, tokens, trained_tokens })
@@ -178,15 +195,15 @@ impl<K: Kernels> Trainer<K> {
     /// A loss that is not finite (with the rows it came from), or a device fault.
     pub fn evaluate(&mut self, examples: &[&Example]) -> Result<Vec<RowLoss>, Error> {
         let mut out = vec![RowLoss { sum: 0.0, trained_tokens: 0 }; examples.len()];
-        for micro in micro_batches(&self.config, examples) {
-            let batch = batch(examples, micro.clone());
+        for micro in micro_batches(&self.config, examples)? {
+            let batch = batch(examples, &micro);
             let losses = self.decoder.losses(&mut self.workspace, &batch)?;
-            let bad = not_finite(&batch, &losses, &examples[micro.clone()]);
+            let bad = not_finite(&batch, &losses, &micro, examples);
             if !bad.is_empty() {
-                return Err(Error::EvaluationNotFinite { step: self.steps as usize, lines: bad });
+                return Err(Error::EvaluationNotFinite { step: self.steps as usize, places: bad });
             }
             for (&loss, &document) in losses.iter().zip(&batch.documents) {
-                let row = &mut out[micro.start + document];
+                let row = &mut out[micro[document]];
                 row.sum += f64::from(loss);
                 row.trained_tokens += 1;
             }
@@ -200,39 +217,37 @@ fn micro_batch_rows(config: &TrainConfig) -> Option<usize> {
     (config.micro_batch_size > 0).then_some(config.micro_batch_size.min(config.batch_size.max(1)))
 }
 
-/// Cuts rows into micro-batches: so many rows each, or as many as fit the token budget.
-fn micro_batches(config: &TrainConfig, examples: &[&Example]) -> Vec<std::ops::Range<usize>> {
-    let rows = micro_batch_rows(config);
-    let (mut out, mut start, mut tokens) = (Vec::new(), 0, 0);
-    for (i, example) in examples.iter().enumerate() {
-        let full = match rows {
-            Some(rows) => i - start == rows,
-            // An evaluation batch is cut like a training batch, so that it fits the same memory.
-            None => tokens + example.ids.len() > MICRO_BATCH_TOKENS || i - start == config.batch_size,
-        };
-        if full && i > start {
-            out.push(start..i);
-            (start, tokens) = (i, 0);
-        }
-        tokens += example.ids.len();
+/// Puts rows into micro-batches, each a list of their numbers: so many rows each in their order, or packed into the
+/// token budget ([`tunesmith_data::pack`]). Either way the step's loss and gradient are the same sums.
+fn micro_batches(config: &TrainConfig, examples: &[&Example]) -> Result<Vec<Vec<usize>>, Error> {
+    if let Some(rows) = micro_batch_rows(config) {
+        let numbers: Vec<usize> = (0..examples.len()).collect();
+        return Ok(numbers.chunks(rows).map(<[usize]>::to_vec).collect());
     }
-    if start < examples.len() {
-        out.push(start..examples.len());
+    let mut out = Vec::new();
+    // An evaluation is packed a training batch at a time, so that it fits the same memory.
+    for start in (0..examples.len()).step_by(config.batch_size) {
+        let end = examples.len().min(start + config.batch_size);
+        let lengths: Vec<usize> = examples[start..end].iter().map(|e| e.ids.len()).collect();
+        let budget = MICRO_BATCH_TOKENS.max(lengths.iter().copied().max().unwrap_or(0));
+        let packs = pack(&lengths, budget)?;
+        out.extend(packs.into_iter().map(|p| p.into_iter().map(|i| start + i).collect::<Vec<_>>()));
     }
-    out
+    Ok(out)
 }
 
-fn batch(examples: &[&Example], range: std::ops::Range<usize>) -> Batch {
-    let documents: Vec<Document<'_>> = range
-        .map(|i| Document { ids: &examples[i].ids, trained: &examples[i].trained, number: i as u32 })
+fn batch(examples: &[&Example], rows: &[usize]) -> Batch {
+    let documents: Vec<Document<'_>> = rows
+        .iter()
+        .map(|&i| Document { ids: &examples[i].ids, trained: &examples[i].trained, number: i as u32 })
         .collect();
     Batch::for_training(&documents)
 }
 
-/// Lines of the rows that a non-finite loss came from.
-fn not_finite(batch: &Batch, losses: &[f32], examples: &[&Example]) -> Vec<usize> {
+/// Places of the rows that a non-finite loss came from.
+fn not_finite(batch: &Batch, losses: &[f32], rows: &[usize], examples: &[&Example]) -> Vec<Place> {
     let bad = losses.iter().zip(&batch.documents).filter(|(loss, _)| !loss.is_finite());
-    let mut lines: Vec<usize> = bad.map(|(_, &d)| examples[d].line).collect();
-    lines.dedup();
-    lines
+    let mut places: Vec<Place> = bad.map(|(_, &d)| examples[rows[d]].place).collect();
+    places.dedup();
+    places
 }

@@ -111,23 +111,19 @@ fn failure(error: &CliError) -> Failure {
 /// What can be known to fail before a job is made.
 fn preflight(spec: &JobSpec) -> Result<(), CliError> {
     engine::check_device(&spec.device)?;
-    for (what, path) in
-        [("training file", Some(&spec.data.train)), ("validation file", spec.data.validation.as_ref())]
-    {
-        let Some(path) = path else { continue };
+    let sources =
+        [("training data", Some(&spec.data.train)), ("validation data", spec.data.validation.as_ref())];
+    for (what, uri) in sources {
+        let Some(path) = uri.filter(|uri| engine::is_plain_path(uri)).map(Path::new) else { continue };
         match fs::metadata(path) {
-            Ok(found) if found.is_file() => {}
-            Ok(_) => {
-                let message = format!("the {what} `{}` is not a file", path.display());
-                return Err(CliError::Input { code: "invalid_file_format", message, hint: None });
-            }
+            Ok(_) => {}
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Err(with_hint(
                     missing(what, path),
                     "relative paths are taken from the current directory",
                 ));
             }
-            Err(source) => return Err(CliError::Io { action: "read", path: path.clone(), source }),
+            Err(source) => return Err(CliError::Io { action: "read", path: path.to_owned(), source }),
         }
     }
     if let Some(output) = &spec.output {

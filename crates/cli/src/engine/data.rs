@@ -1,128 +1,176 @@
 //! The rows of a job: read, split, frozen into the job directory.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tunesmith_data::{
-    Columns, Counted, DataReport, Dataset, Encoder, Example, LoadOptions, Row, load, read_rows,
+    BosRule, Columns, Counted, DataReport, Encoder, Part, Place, PrepareOptions, Prepared, Records, Row,
+    Shape, SourceOptions, Spool, SpoolWriter, TokenStore, TokenStoreWriter, prepare as prepare_rows, split,
 };
 
 use super::Run;
 use crate::error::CliError;
-use crate::jobdir::{FORMAT_VERSION, Freezer, Manifest, SourceFile, sha256_file};
+use crate::jobdir::{FORMAT_VERSION, Freezer, Manifest};
 
 /// What a run trains and evaluates on.
 #[derive(Debug)]
 pub(super) struct Parts {
     /// Trained on.
-    pub(super) train: Vec<Example>,
+    pub(super) train: Part,
     /// Held out.
-    pub(super) validation: Vec<Example>,
+    pub(super) validation: Part,
     /// The first held-out rows as text, as many as the job previews.
     pub(super) previews: Vec<Row>,
+    /// Where the BOS token comes from.
+    pub(super) bos: BosRule,
 }
 
-/// A source file with its digest before it was read.
-struct Source<'a> {
-    path: &'a Path,
-    sha256: String,
-    data: Dataset,
+/// Everything read from one source.
+struct Data {
+    report: DataReport,
+    /// Tokens of the kept rows.
+    tokens: Arc<TokenStore>,
+    /// The kept rows as JSON texts.
+    texts: Spool,
+    /// What a split keeps together, for each kept row.
+    groups: Vec<u128>,
 }
 
 /// Reads and splits the rows, and writes frozen copies of exactly those that are used, with a manifest.
 pub(super) fn prepare(run: &mut Run<'_>, encoder: &Encoder, limit: usize) -> Result<Parts, CliError> {
     let spec = &run.spec.data;
-    let options = LoadOptions { columns: columns(run), max_seq_length: limit };
-    let source = open(run, &spec.train, encoder, &options)?;
-    let held_out = spec.validation.as_ref().map(|path| open(run, path, encoder, &options)).transpose()?;
+    let options = options(run, limit);
+    let source = read(run, &spec.train, encoder, &options)?;
+    let held_out = spec.validation.as_ref().map(|uri| read(run, uri, encoder, &options)).transpose()?;
 
-    let mut sources = vec![describe(&source)?];
-    let train_file = (source.path, source.sha256.clone());
-    let (train, split_off) = source.data.split(spec.validation_split, spec.seed)?;
-    let (validation, validation_file) = match held_out {
+    let mut reports = vec![&source.report];
+    let all = (0..source.groups.len()).collect();
+    let (train, validation, held_texts) = match &held_out {
         Some(held_out) => {
-            sources.push(describe(&held_out)?);
-            let file = (held_out.path, held_out.sha256.clone());
-            (held_out.data.examples, Some(file))
+            reports.push(&held_out.report);
+            let rows = (0..held_out.groups.len()).collect();
+            let validation = Part::new(held_out.tokens.clone(), rows);
+            (Part::new(source.tokens.clone(), all), validation, &held_out.texts)
         }
-        None => (split_off, None),
+        None => {
+            let halves = split(&source.groups, spec.validation_split, spec.seed)?;
+            let part = |rows| Part::new(source.tokens.clone(), rows);
+            (part(halves.train), part(halves.validation), &source.texts)
+        }
     };
-    if spec.validation_split > 0.0 && validation.is_empty() {
-        let message = format!("`{}` has too few different rows to hold any out", spec.train.display());
+    if spec.validation_split > 0.0 && validation.rows().is_empty() {
+        let message = format!("`{}` has too few different rows to hold any out", spec.train);
         let hint = Some("add rows, or set `data.validation_split = 0` to train on all of them".to_owned());
         return Err(CliError::Input { code: "too_few_examples", message, hint });
     }
 
     let mut train_rows = run.job.freeze("train")?;
-    let mut validation_rows = if validation.is_empty() { None } else { Some(run.job.freeze("validation")?) };
-    let validation_path = validation_rows.as_ref().map(|rows| rows.path().to_owned());
-    match (&validation_file, &mut validation_rows) {
-        (None, Some(rows)) => copy(train_file, &mut [(&train, &mut train_rows), (&validation, rows)])?,
-        (file, rows) => {
-            copy(train_file, &mut [(&train, &mut train_rows)])?;
-            if let (Some(file), Some(rows)) = (file, rows) {
-                copy(file.clone(), &mut [(&validation, rows)])?;
-            }
+    freeze(&train, &source.texts, &mut train_rows)?;
+    let validation_rows = match validation.rows() {
+        [] => None,
+        _ => {
+            let mut rows = run.job.freeze("validation")?;
+            freeze(&validation, held_texts, &mut rows)?;
+            Some(rows)
         }
-    }
+    };
     run.job.write_manifest(&Manifest {
         format_version: FORMAT_VERSION,
-        sources,
+        sources: reports.into_iter().cloned().collect(),
         train: train_rows.finish()?,
         validation: validation_rows.map(Freezer::finish).transpose()?,
     })?;
-
-    let wanted = run.spec.preview.prompts;
-    let mut previews = Vec::new();
-    if let (Some(path), true) = (validation_path, wanted > 0) {
-        previews = read_rows(&path, &options.columns)?;
-        previews.truncate(wanted);
-        for (row, example) in previews.iter_mut().zip(&validation) {
-            row.line = example.line;
-        }
-    }
-    Ok(Parts { train, validation, previews })
+    let tokens = held_out.as_ref().map_or(&source.tokens, |h| &h.tokens);
+    let wanted = validation.rows().iter().take(run.spec.preview.prompts);
+    let previews = wanted.map(|&row| text_of(held_texts, row, tokens.place(row)));
+    let previews = previews.collect::<Result<_, _>>()?;
+    Ok(Parts { train, validation, previews, bos: source.report.bos })
 }
 
-fn columns(run: &Run<'_>) -> Columns {
+fn options(run: &Run<'_>, max_seq_length: usize) -> PrepareOptions {
     let spec = &run.spec.data;
-    Columns {
-        prompt: spec.prompt_column.clone(),
-        completion: spec.completion_column.clone(),
-        messages: spec.messages_column.clone(),
+    PrepareOptions {
+        columns: Columns {
+            prompt: spec.prompt_column.clone(),
+            completion: spec.completion_column.clone(),
+            messages: spec.messages_column.clone(),
+        },
+        max_seq_length,
+        over_long: spec.over_long,
+        group: spec.split_by.clone(),
     }
 }
 
-fn open<'a>(
-    run: &mut Run<'_>,
-    path: &'a Path,
-    encoder: &Encoder,
-    options: &LoadOptions,
-) -> Result<Source<'a>, CliError> {
-    let digest = sha256_file(path);
-    let sha256 = digest.map_err(|source| CliError::Io { action: "read", path: path.to_owned(), source })?;
-    let data = load(path, encoder, options)?;
-    for warning in warnings(&data.report, options.max_seq_length) {
-        run.progress.note(&format!("note: `{}`: {warning}", path.display()));
+/// Reads a source to its end: tokens and texts of the rows that are used go to temporary files in the job directory,
+/// which are gone when the run is.
+fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOptions) -> Result<Data, CliError> {
+    let dir = run.job.path().join("data");
+    let failed = |source| CliError::Io { action: "create", path: dir.clone(), source };
+    fs::create_dir_all(&dir).map_err(failed)?;
+    let mut tokens = TokenStoreWriter::new(&dir)?;
+    let mut texts = SpoolWriter::new(&dir)?;
+    let mut groups = Vec::new();
+    let mut records = Records::open(&[uri.to_owned()], &SourceOptions { format: run.spec.data.format })?;
+    let (cancel, mut rows) = (run.cancel, 0);
+    let progress = &mut run.progress;
+    let mut each = |row: Prepared| {
+        if cancel.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(CliError::Cancelled);
+        }
+        rows += 1;
+        progress.reading(rows);
+        if row.fate.is_kept() {
+            tokens.push(&row.encoded.example)?;
+            let text = serde_json::to_vec(&row.row.to_value());
+            texts.push([text.map_err(|e| CliError::Internal(e.to_string()))?.as_slice()])?;
+            groups.push(row.group);
+        }
+        Ok(())
+    };
+    let report = prepare_rows(&mut records, encoder, options, &mut each);
+    progress.read();
+    let report = report?;
+    run.log(&json!({ "type": "data", "data": { "source": uri, "report": &report } }))?;
+    report.check(options)?;
+    run.progress.note(&format!("`{}`: {} rows, {}", report.title(), report.rows, report.shape));
+    for warning in warnings(&report, options.max_seq_length) {
+        run.progress.note(&format!("note: `{}`: {warning}", report.title()));
     }
-    run.log(&json!({ "type": "data", "data": { "path": path, "report": &data.report } }))?;
-    Ok(Source { path, sha256, data })
+    Ok(Data { report, tokens: Arc::new(tokens.finish()?), texts: texts.finish()?, groups })
 }
 
-fn describe(source: &Source<'_>) -> Result<SourceFile, CliError> {
-    let report = serde_json::to_value(&source.data.report).map_err(|e| CliError::Internal(e.to_string()))?;
-    Ok(SourceFile { path: source.path.to_owned(), sha256: source.sha256.clone(), report })
+/// Copies the texts of a part's rows.
+fn freeze(part: &Part, texts: &Spool, to: &mut Freezer) -> Result<(), CliError> {
+    let mut text = Vec::new();
+    for &row in part.rows() {
+        texts.read(row, &mut text)?;
+        to.push(&text)?;
+    }
+    Ok(())
+}
+
+/// A kept row, from its text.
+fn text_of(texts: &Spool, row: usize, place: Place) -> Result<Row, CliError> {
+    let mut text = Vec::new();
+    texts.read(row, &mut text)?;
+    let object: Map<String, Value> =
+        serde_json::from_slice(&text).map_err(|e| CliError::Internal(e.to_string()))?;
+    let shape = Shape::recognise(&object, &Columns::default())?;
+    Ok(shape.parse(object, place)?.row)
 }
 
 /// What a person should know about the rows, though training goes on.
 fn warnings(report: &DataReport, limit: usize) -> Vec<String> {
     let rows = |n: usize| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
     let lines = |c: &Counted| {
-        let listed = c.lines.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let more = if c.count > c.lines.len() { ", ..." } else { "" };
+        let one = |p: &Place| match report.files.as_slice() {
+            [_] => p.number.to_string(),
+            _ => report.locate(*p),
+        };
+        let listed = c.places.iter().map(one).collect::<Vec<_>>().join(", ");
+        let more = if c.count > c.places.len() { ", ..." } else { "" };
         format!("{} (line {listed}{more})", rows(c.count))
     };
     let mut said = Vec::new();
@@ -134,11 +182,17 @@ fn warnings(report: &DataReport, limit: usize) -> Vec<String> {
     let counted = |c: &Counted| c.count > 0;
     let over_long = &report.dropped_over_long;
     say(counted(over_long), format!("{} longer than {limit} tokens, left out", lines(over_long)));
+    let cut = &report.truncated;
+    let text = format!("{} lost {} tokens of prompt to fit {limit}", lines(cut), report.truncated_tokens);
+    say(counted(cut), text);
     let zero = &report.zero_trained;
     say(counted(zero), format!("{} with nothing to learn, left out", lines(zero)));
-    say(report.duplicates > 0, format!("{} repeat an earlier row", rows(report.duplicates)));
+    let duplicates = report.duplicates.count;
+    say(duplicates > 0, format!("{} repeat an earlier row", rows(duplicates)));
     let control = &report.control_text;
     say(counted(control), format!("{} whose text spells a control token, which it becomes", lines(control)));
+    let literal = &report.literal_control_text;
+    say(counted(literal), format!("{} whose text spells a control token and stays text", lines(literal)));
     let differs = &report.prompt_differs;
     let text = format!("{} whose prompt the chat template renders differently at inference", lines(differs));
     say(counted(differs), text);
@@ -147,31 +201,15 @@ fn warnings(report: &DataReport, limit: usize) -> Vec<String> {
     said
 }
 
-/// Copies the lines of examples from their source, which must still be what was read.
-fn copy(file: (&Path, String), parts: &mut [(&Vec<Example>, &mut Freezer)]) -> Result<(), CliError> {
-    let (path, sha256) = file;
-    let failed = |source| CliError::Io { action: "read", path: path.to_owned(), source };
-    let mut part_of = HashMap::new();
-    for (part, (examples, _)) in parts.iter().enumerate() {
-        part_of.extend(examples.iter().map(|e| (e.line, part)));
+/// Whether a source is a path that names one thing, and no address, pattern or standard input.
+pub(crate) fn is_plain_path(uri: &str) -> bool {
+    uri != "-" && !uri.contains("://") && !uri.contains(['*', '?', '['])
+}
+
+/// Where rows are read from, made absolute if it is a path.
+pub(crate) fn absolute(uri: &str, cwd: &Path) -> String {
+    if uri == "-" || uri.contains("://") {
+        return uri.to_owned();
     }
-    let mut reader = BufReader::with_capacity(1 << 16, File::open(path).map_err(failed)?);
-    let mut line = Vec::new();
-    let mut number = 0;
-    while reader.read_until(b'\n', &mut line).map_err(failed)? > 0 {
-        number += 1;
-        if let Some(&part) = part_of.get(&number) {
-            let text = line.strip_suffix(b"\n").unwrap_or(&line);
-            let text = text.strip_suffix(b"\r").unwrap_or(text);
-            let text = if number == 1 { text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text) } else { text };
-            parts[part].1.push(text)?;
-        }
-        line.clear();
-    }
-    if sha256_file(path).map_err(failed)? != sha256 {
-        let message =
-            format!("`{}` changed while it was read; run again when it is complete", path.display());
-        return Err(CliError::Input { code: "invalid_file_format", message, hint: None });
-    }
-    Ok(())
+    cwd.join(uri).to_string_lossy().into_owned()
 }

@@ -18,6 +18,7 @@ use crate::jobdir::{EventLog, JobDir, JobResult};
 use crate::progress::Progress;
 use crate::spec::{JobSpec, is_repo_id};
 
+pub(crate) use data::{absolute, is_plain_path};
 pub use device::check as check_device;
 pub use generate::generate;
 pub use train::train;

@@ -19,7 +19,13 @@ pub(super) fn before<K: Kernels>(
     for row in rows {
         let Some(before) = reply(run, decoder, encoder, row)? else { return Err(CliError::Cancelled) };
         let (prompt, expected) = texts(row);
-        run.result.previews.push(Preview { line: row.line, prompt, expected, before, after: None });
+        run.result.previews.push(Preview {
+            line: row.place.number as usize,
+            prompt,
+            expected,
+            before,
+            after: None,
+        });
     }
     Ok(())
 }

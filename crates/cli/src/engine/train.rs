@@ -1,6 +1,6 @@
 //! A training run, from the rows to the adapter in the job directory.
 
-use tunesmith_data::{BosRule, TemplateChoice};
+use tunesmith_data::{Examples as _, Part, TemplateChoice};
 use tunesmith_model::peft::{self, PeftConfig};
 use tunesmith_model::{Decoder, ModelCard};
 use tunesmith_ops::Kernels;
@@ -45,8 +45,10 @@ impl Work for Training<'_, '_> {
         decoder.initialize(spec.train.seed)?;
         preview::before(run, &mut decoder, &base.encoder, &parts.previews)?;
 
-        let rows = parts.train.iter().chain(&parts.validation);
-        let mut trainer = Trainer::new(decoder, &spec.train, spec.lora.lora_dropout as f32, rows)?;
+        let lengths = |part: &'_ Part| (0..part.len()).map(|i| part.tokens(i)).collect::<Vec<_>>();
+        let lengths = [lengths(&parts.train), lengths(&parts.validation)].concat();
+        let dropout = spec.lora.lora_dropout as f32;
+        let mut trainer = Trainer::for_lengths(decoder, &spec.train, dropout, lengths)?;
         let mut watch = Watch { run: &mut *run };
         let summary = engine::train(&mut trainer, &parts.train, &parts.validation, &spec.train, &mut watch);
         let summary = summary.map_err(own_error)?;
@@ -133,7 +135,7 @@ fn facts(run: &Run<'_>, base: &Base, parts: &Parts, summary: &Summary) -> Vec<(S
     let mut fact = |name: &str, value: String| facts.push((name.to_owned(), value));
     let template =
         if base.encoder.template().is_some() { TemplateChoice::Chat } else { TemplateChoice::None };
-    let bos = parts.train.first().map_or(BosRule::None, |e| base.encoder.bos_rule(&e.ids));
+    let bos = parts.bos;
     let word = |value: serde_json::Result<serde_json::Value>| {
         value.ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
     };

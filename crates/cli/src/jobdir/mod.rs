@@ -22,6 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tunesmith_data::DataReport;
 
 pub use clock::{rfc3339, rfc3339_now};
 pub use events::EventLog;
@@ -104,24 +105,13 @@ pub struct SpecFile<S> {
     pub spec: S,
 }
 
-/// A file that rows were taken from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SourceFile {
-    /// Where it was.
-    pub path: PathBuf,
-    /// Hex digest of its bytes when read.
-    pub sha256: String,
-    /// What became of its rows: how many were read, kept, dropped and why.
-    pub report: serde_json::Value,
-}
-
 /// `data/manifest.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`FORMAT_VERSION`].
     pub format_version: u32,
-    /// Where the rows came from.
-    pub sources: Vec<SourceFile>,
+    /// Where the rows came from, and what became of each: how many were read, kept, dropped and why.
+    pub sources: Vec<DataReport>,
     /// What is trained on.
     pub train: FrozenFile,
     /// What is held out.

@@ -133,11 +133,21 @@ pub const KEYS: &[Key] = &[
         "Where to compute: `cpu`, `cuda:N` for a GPU (builds with CUDA), or `auto`, which is the CPU for now.",
     ),
     key("output", Kind::Text, "Directory to copy the finished adapter to; it must not exist."),
-    required("data.train", Kind::Text, "JSONL file of training rows."),
+    required(
+        "data.train",
+        Kind::Text,
+        "Training rows: a file (JSONL, JSON, CSV, TSV or Parquet, also with .gz or .zst), a directory, a pattern such as \
+         `logs/*.jsonl`, or an address (`s3://`, `https://`).",
+    ),
     key(
         "data.validation",
         Kind::Text,
-        "JSONL file of held-out rows; when given, nothing is split off the training rows.",
+        "Held-out rows, given like `data.train`; when given, nothing is split off the training rows.",
+    ),
+    key(
+        "data.format",
+        Kind::Choice(&["jsonl", "json", "csv", "tsv", "parquet"]),
+        "How the rows are written; told by the file's name when absent.",
     ),
     key(
         "data.validation_split",
@@ -160,7 +170,18 @@ pub const KEYS: &[Key] = &[
     key(
         "data.max_seq_length",
         Kind::Int { min: 2, max: u32::MAX as i64 },
-        "Longest document in tokens; longer ones are dropped and counted. The model's own limit when absent.",
+        "Longest document in tokens; `data.over_long` says what becomes of longer ones. The model's own limit when absent.",
+    ),
+    key(
+        "data.over_long",
+        Kind::Choice(&["drop", "truncate-prompt", "fail"]),
+        "`drop` leaves rows longer than the limit out, `truncate-prompt` cuts the beginning of their prompt, `fail` refuses \
+         them. All are counted; no completion is ever cut.",
+    ),
+    key(
+        "data.split_by",
+        Kind::Text,
+        "Column, such as `ticket_id`, whose equal values are never on both sides of the split.",
     ),
     key("data.seed", SEED, "Seed of the split."),
     key("lora.r", COUNT, "Rank."),

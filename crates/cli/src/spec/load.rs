@@ -276,8 +276,8 @@ impl Merge {
     /// Makes paths absolute and fills in what depends on other keys.
     fn resolve(&self, spec: &mut JobSpec, path: &Path, cwd: &Path) -> Result<(), SpecError> {
         let origin = |key: &str| self.values[key].1.clone();
-        spec.data.train = cwd.join(&spec.data.train);
-        spec.data.validation = spec.data.validation.as_ref().map(|p| cwd.join(p));
+        spec.data.train = crate::engine::absolute(&spec.data.train, cwd);
+        spec.data.validation = spec.data.validation.as_ref().map(|uri| crate::engine::absolute(uri, cwd));
         spec.output = spec.output.as_ref().map(|p| cwd.join(p));
         if spec.data.validation.is_some() {
             spec.data.validation_split = 0.0;

@@ -10,7 +10,7 @@ mod value;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tunesmith_data::TemplateChoice;
+use tunesmith_data::{Format, OverLong, TemplateChoice};
 use tunesmith_model::peft::LoraConfig;
 use tunesmith_train::TrainConfig;
 
@@ -49,10 +49,12 @@ pub struct JobSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataSpec {
-    /// JSONL file of training rows.
-    pub train: PathBuf,
-    /// JSONL file of held-out rows.
-    pub validation: Option<PathBuf>,
+    /// Where the training rows are.
+    pub train: String,
+    /// Where the held-out rows are.
+    pub validation: Option<String>,
+    /// How the files are written, where their names do not tell.
+    pub format: Option<Format>,
     /// Share of the training rows held out; 0 when `validation` is given.
     pub validation_split: f64,
     /// Column of the prompt.
@@ -65,6 +67,10 @@ pub struct DataSpec {
     pub template: TemplateChoice,
     /// Longest document in tokens.
     pub max_seq_length: Option<usize>,
+    /// What becomes of longer ones.
+    pub over_long: OverLong,
+    /// Column whose equal values are never on both sides of the split.
+    pub split_by: Option<String>,
     /// Seed of the split.
     pub seed: u64,
 }
@@ -99,14 +105,17 @@ impl Default for JobSpec {
 impl Default for DataSpec {
     fn default() -> Self {
         Self {
-            train: PathBuf::new(),
+            train: String::new(),
             validation: None,
+            format: None,
             validation_split: 0.2,
             prompt_column: None,
             completion_column: None,
             messages_column: None,
             template: TemplateChoice::Auto,
             max_seq_length: None,
+            over_long: OverLong::Drop,
+            split_by: None,
             seed: 0,
         }
     }

@@ -41,7 +41,7 @@ impl Bench {
 fn a_minimal_job_gets_the_defaults() {
     let bench = Bench::new();
     let spec = bench.load(MINIMAL, &[], &[]).unwrap().spec;
-    assert_eq!(spec.data.train, bench.dir.path().join("rows.jsonl"));
+    assert_eq!(Path::new(&spec.data.train), bench.dir.path().join("rows.jsonl"));
     assert_eq!(Path::new(&spec.base), bench.dir.path().join("model"));
     assert_eq!(spec.name.as_deref(), Some("job"), "named after its file");
     let expected = JobSpec::default();
@@ -65,6 +65,9 @@ fn samples() -> Vec<(&'static str, &'static str, Value)> {
         ("data.messages_column", "turns", json!("turns")),
         ("data.template", "none", json!("none")),
         ("data.max_seq_length", "64", json!(64)),
+        ("data.format", "csv", json!("csv")),
+        ("data.over_long", "truncate-prompt", json!("truncate-prompt")),
+        ("data.split_by", "ticket_id", json!("ticket_id")),
         ("data.seed", "7", json!(7)),
         ("lora.r", "4", json!(4)),
         ("lora.lora_alpha", "8", json!(8.0)),

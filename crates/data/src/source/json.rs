@@ -91,8 +91,10 @@ impl JsonArray {
                 Some(b',') if !keys.is_empty() => self.bump(),
                 Some(b'"') => {
                     let key = self.value(self.limit)?.and_then(text).and_then(|t| name(&t));
-                    let key =
-                        key.map_err(|e| Error::row(self.text.origin.name.as_ref(), self.line as usize, e))?;
+                    let key = key.map_err(|source| Error::Row {
+                        place: format!("`{}`:{}", self.text.origin.name, self.line),
+                        source,
+                    })?;
                     match self.token()? {
                         Some(b':') => self.bump(),
                         other => return Err(self.unexpected(other, "`:` behind a key")),

@@ -26,7 +26,6 @@ use serde_json::{Map, Value};
 pub use self::fault::SourceError;
 pub use self::net::Network;
 pub use self::object::parse_object;
-pub(crate) use self::text::text;
 use crate::error::{Error, RowError};
 use crate::rows::MAX_LINE_BYTES;
 
@@ -158,8 +157,8 @@ pub struct Records {
     notes: Vec<String>,
     /// An error behind records that were read before it.
     fault: Option<Error>,
-    /// What the user named, as long as it gave no record: nothing at all is an error.
-    barren: Option<String>,
+    /// Whether files were named and gave no record yet: nothing at all is an error.
+    barren: bool,
 }
 
 impl std::fmt::Debug for Records {
@@ -180,7 +179,7 @@ impl Records {
         let reader = |item| Box::new(file::FileReader::new(item, Arc::clone(&options))) as _;
         let mut this = Self::of(found.items.into_iter().map(reader).collect());
         this.notes = found.notes;
-        this.barren = Some(uris.join("`, `"));
+        this.barren = true;
         Ok(this)
     }
 
@@ -188,7 +187,7 @@ impl Records {
     pub fn of(readers: Vec<Box<dyn RecordReader>>) -> Self {
         let mut waiting = readers.into_iter();
         let current = waiting.next();
-        Self { waiting, current, files: Vec::new(), notes: Vec::new(), fault: None, barren: None }
+        Self { waiting, current, files: Vec::new(), notes: Vec::new(), fault: None, barren: false }
     }
 
     /// Up to `max_records` records, or fewer once they hold `max_bytes`; none at the end.
@@ -209,7 +208,7 @@ impl Records {
                     record.place.file = file;
                     bytes += record.raw.as_ref().map_or(0, Raw::bytes);
                     batch.push(record);
-                    self.barren = None;
+                    self.barren = false;
                 }
                 Ok(None) => {
                     self.files.push(reader.facts());
@@ -219,7 +218,7 @@ impl Records {
                 Err(error) => {
                     self.files.push(reader.facts());
                     self.notes.extend(reader.notes());
-                    (self.current, self.waiting, self.barren) = (None, Vec::new().into_iter(), None);
+                    (self.current, self.waiting, self.barren) = (None, Vec::new().into_iter(), false);
                     if batch.is_empty() {
                         return Err(error);
                     }
@@ -227,10 +226,8 @@ impl Records {
                 }
             }
         }
-        if self.current.is_none()
-            && let Some(name) = self.barren.take()
-        {
-            return Err(Error::NoRows { path: name.into() });
+        if self.current.is_none() && std::mem::take(&mut self.barren) {
+            return Err(Error::NoRows { name: self.title() });
         }
         Ok(batch)
     }
@@ -245,12 +242,42 @@ impl Records {
         self.files.iter().cloned().chain(self.current.iter().map(|r| r.facts())).collect()
     }
 
+    /// What to call all of it: the name of the only file, or of the first and how many more.
+    pub fn title(&self) -> String {
+        title(&self.files())
+    }
+
+    /// The place in words: the file and the line or row.
+    pub fn locate(&self, place: Place) -> String {
+        locate(&self.files(), place)
+    }
+
     /// The name of the file a record came from.
     pub fn name(&self, place: Place) -> String {
         match self.files.get(place.file as usize) {
             Some(facts) => facts.name.clone(),
             None => self.current.as_ref().map(|r| r.facts().name).unwrap_or_default(),
         }
+    }
+}
+
+/// What to call several files together.
+pub(crate) fn title(files: &[FileFacts]) -> String {
+    match files {
+        [] => "the data".to_owned(),
+        [only] => only.name.clone(),
+        [first, rest @ ..] => format!("{} and {} more", first.name, rest.len()),
+    }
+}
+
+/// A place in words.
+pub(crate) fn locate(files: &[FileFacts], place: Place) -> String {
+    match files.get(place.file as usize) {
+        Some(FileFacts { name, format: Format::Parquet | Format::Sql, .. }) => {
+            format!("`{name}`, row {}", place.number)
+        }
+        Some(facts) => format!("`{}`:{}", facts.name, place.number),
+        None => format!("row {}", place.number),
     }
 }
 

@@ -147,7 +147,7 @@ impl Text {
             format::check(&format!("{name} (unpacked)"), &head, Packing::Plain)?;
         }
         if head.starts_with(&[0xff, 0xfe]) || head.starts_with(&[0xfe, 0xff]) {
-            return Err(Error::row(name.as_ref(), 1, RowError::Utf16));
+            return Err(Error::Row { place: format!("`{name}`:1"), source: RowError::Utf16 });
         }
         let mut reader = BufReader::with_capacity(BUFFER, rest);
         if head.starts_with(&[0xef, 0xbb, 0xbf]) {
