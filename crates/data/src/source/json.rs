@@ -4,7 +4,7 @@ use std::io::BufRead as _;
 
 use super::snippet::snippet;
 use super::stored::Text;
-use super::text::text;
+use super::text::{breaks, text};
 use super::{Inner, Numbered, Raw, SourceError, parse_object};
 use crate::error::{Error, RowError};
 
@@ -173,7 +173,7 @@ impl JsonArray {
                 return Ok(None);
             }
             let blank = buffer.iter().take_while(|b| matches!(b, b' ' | b'\t' | b'\r' | b'\n')).count();
-            let lines = buffer[..blank].iter().filter(|&&b| b == b'\n').count() as u64;
+            let lines = breaks(&buffer[..blank]) as u64;
             let found = buffer.get(blank).copied();
             self.line += lines;
             self.text.reader.consume(blank);
@@ -196,7 +196,7 @@ impl JsonArray {
         loop {
             let buffer = self.fill()?;
             if buffer.is_empty() {
-                if scan.bare {
+                if scan.is_bare() {
                     break;
                 }
                 let what =
@@ -210,7 +210,7 @@ impl JsonArray {
             } else {
                 kept = Vec::new();
             }
-            let lines = buffer[..taken].iter().filter(|&&b| b == b'\n').count() as u64;
+            let lines = breaks(&buffer[..taken]) as u64;
             self.line += lines;
             self.text.reader.consume(taken);
             if ended {
@@ -224,44 +224,51 @@ impl JsonArray {
 /// Follows brackets and quotes to the end of a value.
 #[derive(Default)]
 struct Scan {
-    started: bool,
-    /// A number or a word: ends before the first byte that belongs to the list.
-    bare: bool,
+    kind: Kind,
     depth: u64,
-    quoted: bool,
-    escaped: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Kind {
+    #[default]
+    Start,
+    /// In a number or a word, which end before the first byte that belongs to the list.
+    Bare,
+    Quoted,
+    /// Behind a backslash in a string.
+    Escaped,
+    Brackets,
 }
 
 impl Scan {
+    fn is_bare(&self) -> bool {
+        self.kind == Kind::Bare
+    }
+
     /// How many bytes of `buffer` belong to the value, and whether it ends there.
     fn step(&mut self, buffer: &[u8]) -> (usize, bool) {
         for (i, &byte) in buffer.iter().enumerate() {
-            if !self.started {
-                self.started = true;
-                self.bare = !matches!(byte, b'{' | b'[' | b'"');
-            }
-            if self.bare {
-                if matches!(byte, b',' | b']' | b'}' | b':' | b' ' | b'\t' | b'\r' | b'\n') {
-                    return (i, true);
+            let ends = matches!(byte, b',' | b']' | b'}' | b':' | b' ' | b'\t' | b'\r' | b'\n');
+            self.kind = match (self.kind, byte) {
+                (Kind::Bare, _) if ends => return (i, true),
+                (Kind::Bare, _) => continue,
+                (Kind::Escaped, _) => Kind::Quoted,
+                (Kind::Quoted, b'\\') => Kind::Escaped,
+                (Kind::Quoted, b'"') => Kind::Brackets,
+                (Kind::Quoted, _) => continue,
+                (_, b'"') => Kind::Quoted,
+                (_, b'{' | b'[') => {
+                    self.depth += 1;
+                    Kind::Brackets
                 }
-                continue;
-            }
-            if self.quoted {
-                match byte {
-                    _ if self.escaped => self.escaped = false,
-                    b'\\' => self.escaped = true,
-                    b'"' => self.quoted = false,
-                    _ => continue,
+                (Kind::Start, _) => Kind::Bare,
+                (_, b'}' | b']') => {
+                    self.depth = self.depth.saturating_sub(1);
+                    Kind::Brackets
                 }
-            } else {
-                match byte {
-                    b'"' => self.quoted = true,
-                    b'{' | b'[' => self.depth += 1,
-                    b'}' | b']' => self.depth = self.depth.saturating_sub(1),
-                    _ => {}
-                }
-            }
-            if self.depth == 0 && !self.quoted {
+                _ => continue,
+            };
+            if self.depth == 0 && self.kind == Kind::Brackets {
                 return (i + 1, true);
             }
         }

@@ -111,7 +111,7 @@ impl Found {
         })?;
         let mut paths = Vec::new();
         for path in matches {
-            let path = path.map_err(|e| Error::io(&e.path().to_owned(), e.into()))?;
+            let path = path.map_err(|e| Error::io(e.path(), e.into()))?;
             if !path.is_dir() {
                 paths.push(path);
             }

@@ -190,12 +190,13 @@ mod tests {
 
     #[test]
     fn credentials_are_refused_and_never_shown() {
-        for uri in ["s3://key:SECRET@bucket/x.csv", "https://me:SECRET@host/x.csv", "ftp://me:SECRET@host/x"]
+        for uri in
+            ["s3://key:hunter2@bucket/x.csv", "https://me:hunter2@host/x.csv", "ftp://me:hunter2@host/x"]
         {
             let message = refused(uri);
-            assert!(!message.contains("SECRET"), "{message}");
+            assert!(!message.contains("hunter2"), "{message}");
         }
-        let signed = "https://host/x.csv?X-Signature=SECRET#SECRET";
+        let signed = "https://host/x.csv?X-Signature=hunter2#hunter2";
         let address = Address::parse(signed, &Network::default()).unwrap();
         assert_eq!(address.name(), "https://host/x.csv");
         assert_eq!(format!("{address:?}"), "https://host/x.csv");

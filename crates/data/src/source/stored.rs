@@ -1,5 +1,6 @@
 //! The bytes of a file as stored: counted, hashed and unpacked on the way.
 
+use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -45,7 +46,12 @@ impl Tally {
         if !state.ended {
             return String::new();
         }
-        state.digest.clone().finalize().iter().map(|b| format!("{b:02x}")).collect()
+        let mut hex = String::new();
+        for byte in state.digest.clone().finalize() {
+            // Writing to a string cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+        }
+        hex
     }
 }
 
@@ -61,7 +67,9 @@ impl Read for Counted {
         let n = loop {
             match self.inner.read(buffer) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.get_ref().is_some_and(|inner| inner.is::<Error>()) => return Err(e),
+                Err(e) if e.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>) => {
+                    return Err(e);
+                }
                 Err(e) => return Err(io::Error::other(Error::io(self.name.as_ref(), e))),
                 Ok(n) => break n,
             }

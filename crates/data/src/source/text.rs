@@ -20,7 +20,12 @@ pub(crate) fn text(bytes: Vec<u8>) -> Result<String, RowError> {
 fn spot(bytes: &[u8], i: usize) -> Spot {
     let before = &bytes[..i];
     let start = before.iter().rposition(|&b| b == b'\n').map_or(0, |n| n + 1);
-    Spot { line: 1 + before.iter().filter(|&&b| b == b'\n').count(), column: i - start + 1 }
+    Spot { line: 1 + breaks(before), column: i - start + 1 }
+}
+
+/// How many line breaks there are.
+pub(super) fn breaks(bytes: &[u8]) -> usize {
+    bytes.iter().fold(0, |n, &b| n + usize::from(b == b'\n'))
 }
 
 /// Streams the lines of a text, none longer than `limit` bytes in memory.
