@@ -111,7 +111,10 @@ impl Found {
         })?;
         let mut paths = Vec::new();
         for path in matches {
-            let path = path.map_err(|e| Error::io(e.path(), e.into()))?;
+            let path = path.map_err(|e| {
+                let at = e.path().to_owned();
+                Error::io(&at, e.into())
+            })?;
             if !path.is_dir() {
                 paths.push(path);
             }

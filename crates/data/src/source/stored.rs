@@ -154,7 +154,8 @@ impl Text {
         if packing != Packing::Plain {
             format::check(&format!("{name} (unpacked)"), &head, Packing::Plain)?;
         }
-        if head.starts_with(&[0xff, 0xfe]) || head.starts_with(&[0xfe, 0xff]) {
+        // Text of other encodings shows by its mark, or by the zero beside the first character.
+        if matches!(head[..], [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, 1..=255, ..] | [1..=255, 0, ..]) {
             return Err(Error::Row { place: format!("`{name}`:1"), source: RowError::Utf16 });
         }
         let mut reader = BufReader::with_capacity(BUFFER, rest);
