@@ -7,7 +7,7 @@ use csv::{ByteRecord, ErrorKind, Reader, ReaderBuilder};
 use serde_json::{Map, Value};
 
 use super::guard::Guard;
-use super::snippet::snippet;
+use super::snippet::{shown, snippet};
 use super::stored::{Origin, Text};
 use super::{Inner, Numbered, Raw, SourceError};
 use crate::error::{Error, RowError};
@@ -83,10 +83,7 @@ impl Table {
                 return Err(self.structure(line, what));
             }
             if !seen.insert(name) {
-                let what = format!(
-                    "the header names the column `{}` twice; rename one",
-                    snippet(name.as_bytes(), 0)
-                );
+                let what = format!("the header names the column `{}` twice; rename one", shown(name));
                 return Err(self.structure(line, what));
             }
             names.push(name.to_owned());
@@ -118,7 +115,7 @@ impl Inner for Table {
 
 fn text(name: &str, cell: &[u8]) -> Result<String, RowError> {
     let fault = |i: usize, what: &str| RowError::Cell {
-        column: name.to_owned(),
+        column: shown(name),
         what: format!("has {what} at byte {} of the field (near `{}`)", i + 1, snippet(cell, i))
             + "; save the file as UTF-8",
     };

@@ -2,7 +2,7 @@
 
 use std::io::BufRead as _;
 
-use super::snippet::snippet;
+use super::snippet::{shown, snippet};
 use super::stored::Text;
 use super::text::{breaks, text};
 use super::{Inner, Numbered, Raw, SourceError, parse_object};
@@ -119,7 +119,7 @@ impl JsonArray {
         self.bump();
         let more = if keys.len() > LISTED { ", …" } else { "" };
         keys.truncate(LISTED);
-        let keys = keys.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+        let keys = keys.iter().map(|k| format!("`{}`", shown(k))).collect::<Vec<_>>().join(", ");
         let what = match self.token()? {
             Some(b'{') => "the file holds one object behind the other, which is JSONL; give it the ending .jsonl or set the format".to_owned(),
             _ => format!(

@@ -16,72 +16,71 @@ pub(super) fn explain(
     progress: Option<(u64, u64)>,
     network: &Network,
 ) -> Error {
-    use object_store::Error as E;
     let text = error.to_string();
-    let is_s3 = name.starts_with("s3://");
-    let code = between(&text, "<Code>", "</Code>").filter(|c| c.chars().all(|c| c.is_ascii_alphanumeric()));
-    let said = |status: &str| code.map_or_else(|| status.to_owned(), |code| format!("{status}, {code}"));
-    let what = match error {
-        E::NotFound { .. } if code == Some("NoSuchBucket") => {
-            "there is no such bucket (404, NoSuchBucket); check its name and AWS_ENDPOINT_URL".to_owned()
+    let what = match status(error, &text) {
+        Some(status) => refused(status, &text, name.starts_with("s3://"), network),
+        None if text.contains("redirect without LOCATION") => {
+            "the bucket is in another region; set AWS_REGION".to_owned()
         }
-        E::NotFound { .. } => format!("there is nothing at this address ({}); check it", said("404")),
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
-            let status = if matches!(error, E::PermissionDenied { .. }) { "403" } else { "401" };
-            let fix = if is_s3 {
-                "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and the bucket's policy"
-            } else {
-                "log in, download the file and give its path"
-            };
-            format!("the server refuses access ({}); {fix}", said(status))
+        None if text.to_ascii_lowercase().contains("content-length") => {
+            "the server does not say how long the file is; download it and give its path".to_owned()
         }
-        _ => other(error, &text, progress, network, is_s3),
+        None => broken(error, progress, network),
     };
     SourceError::Network { name: name.to_owned(), what }.into()
 }
 
-fn other(
-    error: &object_store::Error,
-    text: &str,
-    progress: Option<(u64, u64)>,
-    network: &Network,
-    is_s3: bool,
-) -> String {
-    let tries = match network.retries {
-        0 => String::new(),
-        1 => " and 1 retry".to_owned(),
-        n => format!(" and {n} retries"),
-    };
-    if let Some(status) = between(text, "status code: ", ":").and_then(|s| s.split(' ').next()) {
-        let number: u32 = status.parse().unwrap_or(0);
-        return match number {
-            301 | 307 | 308 if is_s3 => format!("the bucket is in another region ({number}); set AWS_REGION"),
-            300..400 => format!("the server redirects elsewhere ({number}); give the final address"),
-            500.. | 429 => {
-                format!("the server fails with status {number} after one try{tries}; try again later")
-            }
-            _ => format!("the server answers with status {number}; check the address"),
-        };
+fn status(error: &object_store::Error, text: &str) -> Option<u32> {
+    use object_store::Error as E;
+    match error {
+        E::NotFound { .. } => Some(404),
+        E::PermissionDenied { .. } => Some(403),
+        E::Unauthenticated { .. } => Some(401),
+        // The library has no other way to it.
+        _ => between(text, "status code: ", ":").and_then(|s| s.split(' ').next()?.parse().ok()),
     }
-    if text.contains("redirect without LOCATION") {
-        return "the bucket is in another region; set AWS_REGION".to_owned();
+}
+
+/// The server answered, but not with the file.
+fn refused(status: u32, text: &str, is_s3: bool, network: &Network) -> String {
+    let code = between(text, "<Code>", "</Code>").filter(|c| c.chars().all(|c| c.is_ascii_alphanumeric()));
+    let said = code.map_or_else(|| status.to_string(), |code| format!("{status}, {code}"));
+    match status {
+        404 if code == Some("NoSuchBucket") => {
+            format!("there is no such bucket ({said}); check its name and AWS_ENDPOINT_URL")
+        }
+        404 => format!("there is nothing at this address ({said}); check it"),
+        401 | 403 if is_s3 => format!(
+            "the server refuses access ({said}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and the \
+             bucket's policy"
+        ),
+        401 | 403 => {
+            format!("the server refuses access ({said}); log in, download the file and give its path")
+        }
+        301 | 307 | 308 if is_s3 => format!("the bucket is in another region ({said}); set AWS_REGION"),
+        300..400 => format!("the server redirects elsewhere ({said}); give the final address"),
+        429 | 500.. => {
+            format!("the server fails with status {status} after one try{}; try again later", tries(network))
+        }
+        _ => format!("the server answers with status {said}; check the address"),
     }
-    if text.to_ascii_lowercase().contains("content-length") || text.contains("Content-Length Header missing")
-    {
-        return "the server does not say how long the file is; download it and give its path".to_owned();
-    }
+}
+
+/// There was no whole answer.
+fn broken(error: &object_store::Error, progress: Option<(u64, u64)>, network: &Network) -> String {
     let mut sources = std::iter::successors(error.source(), |&e| e.source());
     let kind = sources.find_map(|e| e.downcast_ref::<HttpError>()).map(HttpError::kind);
-    let cause = cause(error);
+    let (cause, tries, silence) = (cause(error), tries(network), network.read_timeout);
     match (kind, progress) {
         (Some(HttpErrorKind::Timeout), Some((read, size))) => format!(
-            "the server fell silent for {:?} behind {read} of {size} bytes; try again, or download it and give its path",
-            network.read_timeout
+            "the server fell silent for {silence:?} behind {read} of {size} bytes; try again, or download it and give \
+             its path"
         ),
-        (Some(HttpErrorKind::Timeout), None) => format!(
-            "the server was silent for {:?} in one try{tries}; check the address and the network",
-            network.read_timeout
-        ),
+        (Some(HttpErrorKind::Timeout), None) => {
+            format!(
+                "the server was silent for {silence:?} in one try{tries}; check the address and the network"
+            )
+        }
         (Some(HttpErrorKind::Connect), None) => {
             format!("cannot connect after one try{tries} ({cause}); check the address and the network")
         }
@@ -89,6 +88,14 @@ fn other(
             format!("the connection broke behind {read} of {size} bytes ({cause}); try again")
         }
         (_, None) => format!("the request failed ({cause}); check the address and the network"),
+    }
+}
+
+fn tries(network: &Network) -> String {
+    match network.retries {
+        0 => String::new(),
+        1 => " and 1 retry".to_owned(),
+        n => format!(" and {n} retries"),
     }
 }
 

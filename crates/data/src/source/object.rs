@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::map::Entry;
 use serde_json::{Deserializer, Map, Number, Value};
 
-use super::snippet::snippet;
+use super::snippet::{shown, snippet};
 use crate::error::{RowError, Spot};
 
 /// The object that `text` spells. A key that stands twice in one object is an error at every depth: parsers would keep
@@ -40,7 +40,7 @@ fn bare_type(value: &Value) -> &'static str {
 fn explain(text: &str, error: &serde_json::Error, duplicate: Option<String>) -> RowError {
     let at = Spot { line: error.line().max(1), column: error.column().max(1) };
     if let Some(key) = duplicate {
-        return RowError::DuplicateKey { key, at };
+        return RowError::DuplicateKey { key: shown(&key), at };
     }
     let full = error.to_string();
     let reason = full.rsplit_once(" at line ").map_or(full.as_str(), |(reason, _)| reason);

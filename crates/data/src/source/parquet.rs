@@ -9,6 +9,7 @@ use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::record::reader::{ReaderIter, TreeBuilder};
 
 use super::parquet_value::{check_schema, convert};
+use super::snippet::shown;
 use super::{Inner, Limits, Numbered, Raw, SourceError};
 use crate::error::{Error, RowError};
 
@@ -40,7 +41,7 @@ impl Parquet {
         let schema = reader.metadata().file_metadata().schema();
         check_schema(schema).map_err(|(column, kind)| SourceError::ColumnType {
             name: name.to_owned(),
-            column,
+            column: shown(&column),
             kind,
         })?;
         for group in reader.metadata().row_groups() {
@@ -85,7 +86,9 @@ impl Inner for Parquet {
         let schema = self.reader.metadata().file_metadata().schema();
         let object = match convert(fields, Some(schema)) {
             Ok(object) => object,
-            Err((column, what)) => return Ok(Some((self.row, Err(RowError::Cell { column, what })))),
+            Err((column, what)) => {
+                return Ok(Some((self.row, Err(RowError::Cell { column: shown(&column), what }))));
+            }
         };
         let raw = Raw::Object(object);
         self.out += raw.bytes() as u64;
@@ -124,5 +127,7 @@ fn guarded<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, St
 }
 
 fn damaged(name: &str, at: String, what: String) -> Error {
+    // The library may quote the file's own bytes.
+    let what = what.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
     SourceError::Parquet { name: name.to_owned(), at, what }.into()
 }

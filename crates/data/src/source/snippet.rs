@@ -39,6 +39,11 @@ pub(crate) fn snippet(text: &[u8], at: usize) -> String {
     format!("{left}{out}{right}")
 }
 
+/// A name in a message: short and printable, whatever it holds.
+pub(crate) fn shown(name: &str) -> String {
+    snippet(name.as_bytes(), 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,3 +9,4 @@ mod network;
 mod packed;
 mod parquet_types;
 mod places;
+mod server;
