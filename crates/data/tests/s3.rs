@@ -7,7 +7,9 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
+use sha2::Digest as _;
 use tunesmith_data::{Network, Raw, Records, SourceOptions};
 
 /// A line past the test harness, which hides what passing tests print.
@@ -101,7 +103,7 @@ fn parquet() -> Vec<u8> {
     let schema =
         parquet::schema::parser::parse_message_type("message m { REQUIRED BYTE_ARRAY prompt (UTF8); }");
     let mut out = Vec::new();
-    let mut writer = SerializedFileWriter::new(&mut out, schema.unwrap().into(), Default::default()).unwrap();
+    let mut writer = SerializedFileWriter::new(&mut out, schema.unwrap().into(), Arc::default()).unwrap();
     let mut group = writer.next_row_group().unwrap();
     let mut column = group.next_column().unwrap().unwrap();
     let values: Vec<ByteArray> = (0..1000).map(|i| format!("prompt {i}").as_str().into()).collect();
@@ -120,7 +122,7 @@ fn objects_load_from_a_real_server() {
         return say("SKIPPED S3 test: TUNESMITH_S3_PYTHON does not name a Python with moto");
     };
     let moto = Moto::start(&python);
-    let lines: String = (0..5000).map(|i| format!("{{\"id\": {i}}}\n")).collect();
+    let lines = (0..5000).map(|i| format!("{{\"id\": {i}}}")).collect::<Vec<_>>().join("\n");
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(lines.as_bytes()).unwrap();
     let gz = encoder.finish().unwrap();
@@ -149,8 +151,7 @@ fn objects_load_from_a_real_server() {
     };
     let (files, rows, _) = load("s3://tickets/z/all.jsonl.gz", aws()).unwrap();
     assert_eq!((files[0].0.as_str(), rows), ("s3://tickets/z/all.jsonl.gz", 5000));
-    use sha2::Digest as _;
-    let sum: String = sha2::Sha256::digest(&gz).iter().map(|b| format!("{b:02x}")).collect();
+    let sum = sha2::Sha256::digest(&gz).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
     assert_eq!(files[0].2, sum);
     assert_eq!(load("s3://tickets/p/e.parquet", aws()).unwrap().1, 1000);
     assert_eq!(names("s3://tickets/p/?.jsonl"), ["p/a.jsonl", "p/b.jsonl"]);
@@ -179,9 +180,7 @@ fn objects_load_from_a_real_server() {
     let unsigned =
         load("s3://tickets/p/a.jsonl", moto.settings(&[("AWS_SKIP_SIGNATURE", "true")])).unwrap_err();
     assert!(
-        unsigned.starts_with(
-            "`s3://tickets/p/a.jsonl`: the server refuses access (403, AccessDenied); check AWS_"
-        ),
+        unsigned.starts_with("`s3://tickets/p/a.jsonl`: the server refuses access (403); check AWS_"),
         "{unsigned}"
     );
 

@@ -251,12 +251,10 @@ impl Scan {
             let ends = matches!(byte, b',' | b']' | b'}' | b':' | b' ' | b'\t' | b'\r' | b'\n');
             self.kind = match (self.kind, byte) {
                 (Kind::Bare, _) if ends => return (i, true),
-                (Kind::Bare, _) => continue,
-                (Kind::Escaped, _) => Kind::Quoted,
                 (Kind::Quoted, b'\\') => Kind::Escaped,
                 (Kind::Quoted, b'"') => Kind::Brackets,
-                (Kind::Quoted, _) => continue,
-                (_, b'"') => Kind::Quoted,
+                (Kind::Bare | Kind::Quoted, _) => continue,
+                (Kind::Escaped, _) | (_, b'"') => Kind::Quoted,
                 (_, b'{' | b'[') => {
                     self.depth += 1;
                     Kind::Brackets

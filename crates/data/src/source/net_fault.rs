@@ -58,7 +58,7 @@ fn refused(status: u32, text: &str, is_s3: bool, network: &Network) -> String {
             format!("the server refuses access ({said}); log in, download the file and give its path")
         }
         301 | 307 | 308 if is_s3 => format!("the bucket is in another region ({said}); set AWS_REGION"),
-        300..400 => format!("the server redirects elsewhere ({said}); give the final address"),
+        300..=399 => format!("the server redirects elsewhere ({said}); give the final address"),
         429 | 500.. => {
             format!("the server fails with status {status} after one try{}; try again later", tries(network))
         }

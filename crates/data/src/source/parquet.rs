@@ -1,8 +1,10 @@
 //! Parquet files, row by row, one row group's pages at a time.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::Once;
 
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
@@ -120,10 +122,28 @@ fn check_size(name: &str, column: &ColumnChunkMetaData, limits: &Limits) -> Resu
 
 /// The library checks much, but not all, of a damaged file before it trusts it: a panic there is a damaged file too.
 fn guarded<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(read)) {
+    static HOOK: Once = Once::new();
+    // Such a panic is answered with a sentence, so its own report would only confuse.
+    HOOK.call_once(|| {
+        let usual = take_hook();
+        set_hook(Box::new(move |info| {
+            if !GUARDED.get() {
+                usual(info);
+            }
+        }));
+    });
+    GUARDED.set(true);
+    let result = catch_unwind(AssertUnwindSafe(read));
+    GUARDED.set(false);
+    match result {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("its pages contradict each other".to_owned()),
     }
+}
+
+thread_local! {
+    /// Whether this thread is inside [`guarded`].
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
 fn damaged(name: &str, at: String, what: String) -> Error {

@@ -10,6 +10,7 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use serde_json::{Map, Value};
+use sha2::Digest as _;
 use tunesmith_data::{Error, FileFacts, Records, SourceOptions};
 
 /// File, number, and the row or its fault.
@@ -114,8 +115,10 @@ pub fn zstd(bytes: &[u8]) -> Vec<u8> {
 
 /// A Parquet file of text columns, one row group for each list of rows.
 pub fn parquet_text(columns: &[&str], groups: &[Vec<Vec<String>>], compression: Compression) -> Vec<u8> {
-    let fields: String = columns.iter().map(|c| format!("REQUIRED BYTE_ARRAY {c} (UTF8);")).collect();
-    let schema = Arc::new(parse_message_type(&format!("message m {{ {fields} }}")).unwrap());
+    let fields = columns.join(" (UTF8); REQUIRED BYTE_ARRAY ");
+    let schema = Arc::new(
+        parse_message_type(&format!("message m {{ REQUIRED BYTE_ARRAY {fields} (UTF8); }}")).unwrap(),
+    );
     let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
     let mut out = Vec::new();
     let mut writer = SerializedFileWriter::new(&mut out, schema, properties).unwrap();
@@ -135,8 +138,7 @@ pub fn parquet_text(columns: &[&str], groups: &[Vec<Vec<String>>], compression: 
 }
 
 pub fn sha256(bytes: &[u8]) -> String {
-    use sha2::Digest as _;
-    sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    sha2::Sha256::digest(bytes).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 static ONCE: Once = Once::new();

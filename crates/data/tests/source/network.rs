@@ -31,7 +31,7 @@ fn fault(answers: Vec<Answer>) -> String {
 fn fault_with(answers: Vec<Answer>, network: Network) -> String {
     let server = Server::start(answers);
     let outcome = read(server.url("data.jsonl"), network);
-    let fault = outcome.fault.expect("an error");
+    let fault = outcome.fault.unwrap();
     fault.replace(&server.url("data.jsonl"), "URL")
 }
 

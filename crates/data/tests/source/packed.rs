@@ -5,7 +5,8 @@ use tunesmith_data::{Limits, SourceOptions};
 use crate::kit::{Folder, faults_of, gzip, read, read_all, sha256, zstd};
 
 fn lines(n: usize) -> String {
-    (0..n).map(|i| format!("{{\"id\": {i}, \"text\": \"{}\"}}\n", i * i * 7919 % 1_000_003)).collect()
+    let line = |i| format!("{{\"id\": {i}, \"text\": \"{}\"}}", i * i * 7919 % 1_000_003);
+    (0..n).map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[test]

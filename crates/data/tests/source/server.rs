@@ -118,7 +118,8 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         stream.read_exact(&mut buffer[..1])?;
         request = b"\r\n\r\n".to_vec();
     }
-    while !request.ends_with(b"\r\n\r\n") && !(tls && !request.is_empty()) {
+    let whole = |request: &[u8]| if tls { !request.is_empty() } else { request.ends_with(b"\r\n\r\n") };
+    while !whole(&request) {
         match stream.read(&mut buffer)? {
             0 => return Ok(()),
             n => request.extend_from_slice(&buffer[..n]),
@@ -132,9 +133,8 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     };
     shared.requests.lock().unwrap().push(line);
     match answer {
-        Answer::Raw(bytes) => stream.write_all(&bytes),
         // Closing with bytes that were never read resets the connection.
-        Answer::Reset(bytes) => stream.write_all(&bytes),
+        Answer::Raw(bytes) | Answer::Reset(bytes) => stream.write_all(&bytes),
         Answer::Silence(bytes) => {
             stream.write_all(&bytes)?;
             stream.read_to_end(&mut Vec::new()).map(drop)
