@@ -2,10 +2,10 @@
 //! (`tests/interop/s3-requirements.txt` says which). Without it the test says so and passes.
 #![allow(clippy::unwrap_used)]
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -23,9 +23,10 @@ struct Moto {
 }
 
 impl Moto {
-    fn start(python: &OsString) -> Self {
+    fn start(python: &OsString, more: &[&OsStr]) -> Self {
         let mut process = Command::new(python)
             .args(["-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"])
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -35,7 +36,7 @@ impl Moto {
         let (mut seen, mut address) = (String::new(), None);
         for line in log.by_ref() {
             let line = line.unwrap();
-            address = line.split_once("http://").map(|(_, rest)| rest.trim().to_owned());
+            address = line.split_once("://").map(|(_, rest)| rest.trim().to_owned());
             seen = seen + &line + "\n";
             if address.is_some() {
                 break;
@@ -121,7 +122,7 @@ fn objects_load_from_a_real_server() {
     let Some(python) = std::env::var_os("TUNESMITH_S3_PYTHON") else {
         return say("SKIPPED S3 test: TUNESMITH_S3_PYTHON does not name a Python with moto");
     };
-    let moto = Moto::start(&python);
+    let moto = Moto::start(&python, &[]);
     let lines = (0..5000).map(|i| format!("{{\"id\": {i}}}")).collect::<Vec<_>>().join("\n");
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(lines.as_bytes()).unwrap();
@@ -185,20 +186,93 @@ fn objects_load_from_a_real_server() {
     );
 
     // The same through the environment of a process, as users set it.
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_of_the_other_test", "--nocapture"])
-        .env(CHILD, "s3://tickets/p/b.jsonl")
-        .envs(aws())
-        .status()
-        .unwrap();
-    assert!(status.success());
+    child("s3://tickets/p/b.jsonl", "5000 rows", aws());
     say(&format!("S3 test ran against moto of {}", Path::new(&python).display()));
 }
 
+#[test]
+fn tls_trusts_the_authorities_of_the_system_and_no_other() {
+    let Some(python) = std::env::var_os("TUNESMITH_S3_PYTHON") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let [authority, certificate, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| dir.path().join(name));
+    let status =
+        Command::new(&python).args(["-c", CERTIFICATES]).args([&authority, &certificate, &key]).status();
+    assert!(status.unwrap().success());
+    let files = ["-c".as_ref(), certificate.as_os_str(), "-k".as_ref(), key.as_os_str()];
+    let moto = Moto::start(&python, &files);
+    let settings = |trusted: &Path| {
+        let trusted = ("SSL_CERT_FILE".to_owned(), trusted.display().to_string());
+        let endpoint = ("AWS_ENDPOINT_URL".to_owned(), format!("https://{}", moto.address));
+        [trusted, endpoint]
+            .into_iter()
+            .chain(KEYS.map(|(k, v)| (k.to_owned(), v.to_owned())))
+            .collect::<Vec<_>>()
+    };
+    // What the server answers shows that the connection stands: it has no bucket yet.
+    child("s3://nowhere/a.jsonl", "there is no such bucket (404, NoSuchBucket)", settings(&authority));
+    child(
+        "s3://nowhere/a.jsonl",
+        "the server's certificate is not trusted (",
+        settings(&other_authority(&python, dir.path())),
+    );
+}
+
+fn other_authority(python: &OsString, dir: &Path) -> PathBuf {
+    let [authority, certificate, key] = ["ca2.pem", "cert2.pem", "key2.pem"].map(|name| dir.join(name));
+    let status =
+        Command::new(python).args(["-c", CERTIFICATES]).args([&authority, &certificate, &key]).status();
+    assert!(status.unwrap().success());
+    authority
+}
+
+/// Writes an authority, and a certificate for this machine that it signed.
+const CERTIFICATES: &str = r#"
+import datetime, ipaddress, sys
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+def name(text):
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+def sign(subject, key, issuer, issuer_key, *extensions):
+    now = datetime.datetime.now(datetime.timezone.utc)
+    day = datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(name(issuer), name(subject), key.public_key(), x509.random_serial_number(), now - day, now + day)
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
+    return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+for path, content in zip(sys.argv[1:], [
+    sign("authority", authority, "authority", authority, x509.BasicConstraints(True, None)),
+    sign("server", server, "authority", authority, here, x509.BasicConstraints(False, None)),
+    server.private_bytes(*plain),
+]):
+    open(path, "wb").write(content)
+"#;
+
 const CHILD: &str = "TUNESMITH_TEST_S3_CHILD";
 
+/// Loads `uri` in another process with these settings in its environment, and looks for `words` in what it ends in.
+fn child(uri: &str, words: &str, settings: Vec<(String, String)>) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_of_the_other_tests", "--nocapture"])
+        .env(CHILD, uri)
+        .envs(settings)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains(words), "{said}");
+}
+
 #[test]
-fn child_of_the_other_test() {
+fn child_of_the_other_tests() {
     let Ok(uri) = std::env::var(CHILD) else { return };
-    assert_eq!(load(&uri, Vec::new()).unwrap().1, 5000);
+    match load(&uri, Vec::new()) {
+        Ok((_, rows, _)) => println!("{rows} rows"),
+        Err(error) => println!("{error}"),
+    }
 }

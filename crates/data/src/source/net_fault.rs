@@ -81,6 +81,9 @@ fn broken(error: &object_store::Error, progress: Option<(u64, u64)>, network: &N
                 "the server was silent for {silence:?} in one try{tries}; check the address and the network"
             )
         }
+        _ if cause.to_ascii_lowercase().contains("certificate") => format!(
+            "the server's certificate is not trusted ({cause}); install its authority's, or name it in SSL_CERT_FILE"
+        ),
         (Some(HttpErrorKind::Connect), None) => {
             format!("cannot connect after one try{tries} ({cause}); check the address and the network")
         }

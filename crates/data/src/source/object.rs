@@ -90,6 +90,10 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        // A whole number that 64 bits do not hold arrives here rounded.
+        if value >= u64::MAX as f64 || value <= i64::MIN as f64 {
+            return Err(E::custom("a number beyond 64 bits would lose digits, write it as a string"));
+        }
         Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
 
@@ -166,6 +170,15 @@ mod tests {
         assert!(says("[1]").starts_with("the record is a JSON array, not an object"));
         assert!(says("{} {}").starts_with("invalid JSON at column 4"));
         assert!(says("{\"a\": 1e999}").contains("number out of range"));
+        for beyond in ["18446744073709551616", "-9223372036854775809", "123456789012345678901234567890"] {
+            let refusal = says(&format!("{{\"a\": {beyond}}}"));
+            assert!(refusal.contains("would lose digits, write it as a string"), "{refusal}");
+        }
+        let exact = r#"{"a":18446744073709551615,"b":-9223372036854775808,"c":1.5e15}"#;
+        assert_eq!(
+            Value::Object(parse_object(exact).unwrap()).to_string(),
+            exact.replace("1.5e15", "1500000000000000.0")
+        );
     }
 
     fn json() -> impl Strategy<Value = Value> {

@@ -1,5 +1,8 @@
 //! What names stand for.
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
 use tunesmith_data::{Format, Records, SourceOptions};
 
 use crate::kit::{Folder, Outcome, read, read_all, refused};
@@ -137,6 +140,41 @@ fn a_fault_in_the_second_file_comes_behind_the_first_files_rows() {
             .starts_with("`b.json`:1: `]` stands")
     );
     assert!(records.next_batch(100, 1000).unwrap().is_empty());
+}
+
+/// Reads standard input in another process: this one's belongs to the test harness.
+fn piped(bytes: &[u8], format: &str) -> String {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "places::child_that_reads_standard_input", "--nocapture"])
+        .env(CHILD, format)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+const CHILD: &str = "TUNESMITH_TEST_STDIN_FORMAT";
+
+#[test]
+fn child_that_reads_standard_input() {
+    let Ok(format) = std::env::var(CHILD) else { return };
+    let format = serde_json::from_value(format.into()).unwrap();
+    let outcome = read_all(&["-".to_owned()], &SourceOptions { format, ..SourceOptions::default() });
+    println!("{} rows, {} bytes, {:?}", outcome.rows.len(), outcome.files[0].bytes, outcome.fault);
+}
+
+#[test]
+fn standard_input_is_jsonl_or_what_is_said() {
+    assert!(piped(b"{}\n{}\n", "jsonl").contains("2 rows, 6 bytes, None"));
+    assert!(piped(b"a,b\n1,2\n", "csv").contains("1 rows, 8 bytes, None"));
+    let rows = vec![vec!["x".to_owned()]; 40];
+    let parquet = crate::kit::parquet_text(&["a"], &[rows], parquet::basic::Compression::SNAPPY);
+    assert!(piped(&parquet, "parquet").contains(&format!("40 rows, {} bytes, None", parquet.len())));
+    assert!(piped(b"", "jsonl").contains("Some(\"`-` has no rows; "));
 }
 
 #[test]
