@@ -20,6 +20,8 @@ use crate::error::Error;
 
 /// Chunks that are fetched ahead of the reader.
 const AHEAD: usize = 8;
+/// How long after the start of a file its transfer may still be taken up again.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// Redirects that are followed.
 const REDIRECTS: usize = 5;
 
@@ -75,7 +77,8 @@ impl Network {
 
     fn retry(&self) -> RetryConfig {
         let backoff = BackoffConfig { init_backoff: self.backoff, ..BackoffConfig::default() };
-        RetryConfig { max_retries: self.retries, backoff, ..RetryConfig::default() }
+        // Counted from the start of a file, which may take hours: the number of retries is what bounds them.
+        RetryConfig { max_retries: self.retries, backoff, retry_timeout: LONGEST }
     }
 }
 
