@@ -69,6 +69,7 @@ pub(super) fn check(name: &str, head: &[u8], packing: Packing) -> Result<(), Sou
         return Ok(());
     }
     let fix = match (kind, packing) {
+        (Some(_), _) if name == "-" => "unpack it before it is piped in".to_owned(),
         (Some("gzip"), _) => "add .gz to its name or unpack it".to_owned(),
         (Some("zstd"), _) => "add .zst to its name or unpack it".to_owned(),
         (Some("a Parquet file"), Packing::Plain) => "give it the ending .parquet".to_owned(),
@@ -76,6 +77,10 @@ pub(super) fn check(name: &str, head: &[u8], packing: Packing) -> Result<(), Sou
         (_, packing) => format!("take the {} ending from its name, or fetch it again", packing.name()),
     };
     let says = if packing == Packing::Plain { "text" } else { packing.name() };
+    if name == "-" {
+        let (name, found) = ("standard input".to_owned(), kind.unwrap_or_default());
+        return Err(SourceError::Address { name, what: format!("it is {found}, not text; {fix}") });
+    }
     let found = kind.unwrap_or(if head.is_empty() { "empty" } else { "not compressed" });
     Err(SourceError::WrongKind { name: name.to_owned(), found, says, fix })
 }

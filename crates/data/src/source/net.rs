@@ -21,7 +21,7 @@ use crate::error::Error;
 /// Chunks that are fetched ahead of the reader.
 const AHEAD: usize = 8;
 /// How long after the start of a file its transfer may still be taken up again.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+const LONGEST: Duration = Duration::from_hours(24);
 /// Redirects that are followed.
 const REDIRECTS: usize = 5;
 

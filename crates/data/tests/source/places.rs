@@ -174,6 +174,11 @@ fn standard_input_is_jsonl_or_what_is_said() {
     let rows = vec![vec!["x".to_owned()]; 40];
     let parquet = crate::kit::parquet_text(&["a"], &[rows], parquet::basic::Compression::SNAPPY);
     assert!(piped(&parquet, "parquet").contains(&format!("40 rows, {} bytes, None", parquet.len())));
+    let packed = piped(&crate::kit::gzip(b"{}"), "jsonl");
+    assert!(
+        packed.contains("`standard input`: it is gzip, not text; unpack it before it is piped in"),
+        "{packed}"
+    );
     assert!(piped(b"", "jsonl").contains("Some(\"`-` has no rows; "));
 }
 
