@@ -242,9 +242,7 @@ fn data_kind(error: &tunesmith_data::Error) -> (&'static str, &'static str) {
         Error::AllOverLong { .. }
         | Error::Row { source: RowError::OverLong { .. }, .. }
         | Error::Rows { source: RowError::OverLong { .. }, .. } => "example_too_long",
-        Error::Row { .. } | Error::Rows { .. } | Error::Io { .. } | Error::IsDirectory { .. } => {
-            "invalid_file_format"
-        }
+        Error::Row { .. } | Error::Rows { .. } | Error::Io { .. } | Error::Source(_) => "invalid_file_format",
         _ => "unsupported_model",
     };
     ("data", code)

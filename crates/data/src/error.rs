@@ -16,12 +16,6 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// A folder was given where a JSONL file is needed.
-    #[error("`{}` is a directory; name the JSONL file inside it", path.display())]
-    IsDirectory {
-        /// The folder.
-        path: PathBuf,
-    },
     /// The data set has no row.
     #[error("`{name}` has no rows; give it at least one, with `prompt` and `completion` or with `messages`")]
     NoRows {
@@ -149,6 +143,9 @@ pub enum Error {
         /// What was asked for.
         fraction: f64,
     },
+    /// A file, directory, pattern or address that rows are read from.
+    #[error(transparent)]
+    Source(#[from] crate::source::SourceError),
     /// Ids do not decode.
     #[error("cannot decode token ids: {0}")]
     Decode(String),
@@ -166,15 +163,43 @@ impl Error {
     }
 }
 
+/// A place inside one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spot {
+    /// One-based line, counted from the record's first.
+    pub line: usize,
+    /// One-based byte position in that line.
+    pub column: usize,
+}
+
+impl std::fmt::Display for Spot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.line {
+            1 => write!(f, "column {}", self.column),
+            line => write!(f, "line {line} of the record, column {}", self.column),
+        }
+    }
+}
+
 /// What is wrong with one row; [`Error::Row`] adds the file and the line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RowError {
     /// A byte sequence that is not UTF-8.
-    #[error("byte {column} of the line is not valid UTF-8; save the file as UTF-8")]
+    #[error("the byte at {at} is not valid UTF-8 (near `{snippet}`); save the file as UTF-8")]
     InvalidUtf8 {
-        /// One-based byte position in the line.
-        column: usize,
+        /// Where in the record.
+        at: Spot,
+        /// What stands around it.
+        snippet: String,
+    },
+    /// A NUL byte: text files have none.
+    #[error("a NUL byte at {at} (near `{snippet}`); remove it, or save the file as UTF-8 if it is UTF-16")]
+    Nul {
+        /// Where in the record.
+        at: Spot,
+        /// What stands around it.
+        snippet: String,
     },
     /// A UTF-16 file.
     #[error("the file is UTF-16; save it as UTF-8")]
@@ -186,16 +211,60 @@ pub enum RowError {
         limit: usize,
     },
     /// Text that is not JSON.
-    #[error("invalid JSON at column {column} ({reason}); write one JSON object per line")]
+    #[error("invalid JSON at {at} near `{snippet}` ({reason}); write one JSON object per record")]
     InvalidJson {
-        /// One-based byte position in the line.
-        column: usize,
+        /// Where in the record.
+        at: Spot,
         /// What the parser expected.
         reason: String,
+        /// What stands around it.
+        snippet: String,
+    },
+    /// Two values for one key: a parser would keep the last and say nothing.
+    #[error("the key `{key}` stands twice in one object ({at}); remove one")]
+    DuplicateKey {
+        /// The key.
+        key: String,
+        /// Where it stands again.
+        at: Spot,
+    },
+    /// JSON that is nested deeper than a parser can follow safely.
+    #[error("the JSON is nested more than 127 levels deep at {at}; flatten the row")]
+    TooDeep {
+        /// Where it gets too deep.
+        at: Spot,
+    },
+    /// `\ud800` and the like without the other half.
+    #[error(
+        "half of a surrogate pair at {at} (near `{snippet}`) is no character; write the whole pair or the character itself"
+    )]
+    LoneSurrogate {
+        /// Where in the record.
+        at: Spot,
+        /// What stands around it.
+        snippet: String,
+    },
+    /// A row of a table with more or fewer fields than the header.
+    #[error(
+        "the row has {found} fields, but the header has {expected}; put fields with separators or line breaks into double quotes"
+    )]
+    Ragged {
+        /// Fields of the row.
+        found: usize,
+        /// Fields of the header.
+        expected: usize,
+    },
+    /// A value of a table that cannot be read.
+    #[error("`{column}` {what}")]
+    Cell {
+        /// The column.
+        column: String,
+        /// What is wrong and what to do.
+        what: String,
     },
     /// JSON, but not an object.
     #[error(
-        "the line is a JSON {found}, not an object; write one object per line, such as {{\"prompt\": …, \"completion\": …}}"
+        "the record is a JSON {found}, not an object; write one object per record, such as {{\"prompt\": …, \"completion\": …}}"
     )]
     NotAnObject {
         /// The JSON type found.

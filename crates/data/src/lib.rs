@@ -17,12 +17,15 @@ mod tokenizer;
 
 pub use dataset::{BadRow, Counted, DataReport, Dataset, Fate, PrepareOptions, Prepared, load, prepare};
 pub use encode::{BosRule, ControlText, EncodedRow, Encoder, Prompt, TemplateChoice};
-pub use error::{Error, RowError};
+pub use error::{Error, RowError, Spot};
 pub use example::{Example, Examples};
 pub use over_long::OverLong;
 pub use pack::{Utilisation, pack, utilisation};
 pub use rows::{Columns, MAX_LINE_BYTES, Message, Parsed, Row, RowContent, Shape, read_rows};
-pub use source::{FileFacts, Format, Place, Raw, Record, RecordReader, Records, SourceOptions};
+pub use source::{
+    FileFacts, Format, Limits, Network, Place, Raw, Record, RecordReader, Records, SourceError,
+    SourceOptions, parse_object,
+};
 pub use split::{Split, split};
 pub use spool::{Spool, SpoolWriter};
 pub use store::{Part, TokenStore, TokenStoreWriter};

@@ -104,7 +104,10 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
     let mut tokens = TokenStoreWriter::new(&dir)?;
     let mut texts = SpoolWriter::new(&dir)?;
     let mut groups = Vec::new();
-    let mut records = Records::open(&[uri.to_owned()], &SourceOptions { format: run.spec.data.format })?;
+    let mut records = Records::open(
+        &[uri.to_owned()],
+        &SourceOptions { format: run.spec.data.format, ..SourceOptions::default() },
+    )?;
     let (cancel, mut rows) = (run.cancel, 0);
     let progress = &mut run.progress;
     let mut each = |row: Prepared| {

@@ -1,6 +1,5 @@
 //! What a record means: a prompt and its completion, or a conversation.
 
-mod lines;
 mod parse;
 mod shape;
 
@@ -10,9 +9,7 @@ use crate::error::Error;
 use crate::sip::Fingerprint;
 use crate::source::{Place, Records};
 
-pub(crate) use lines::Lines;
 pub use parse::Parsed;
-pub(crate) use parse::parse_text;
 pub use shape::{Columns, Shape};
 
 /// The longest line that is read, in bytes: a file without line breaks must not fill the memory.

@@ -17,19 +17,6 @@ pub struct Parsed {
     pub ignored: BTreeSet<String>,
 }
 
-/// The JSON object that a text spells.
-pub(crate) fn parse_text(text: &str) -> Result<Map<String, Value>, RowError> {
-    let value: Value = serde_json::from_str(text).map_err(|e| {
-        let full = e.to_string();
-        let reason = full.rsplit_once(" at line ").map_or(full.as_str(), |(r, _)| r).to_owned();
-        RowError::InvalidJson { column: e.column().max(1), reason }
-    })?;
-    match value {
-        Value::Object(object) => Ok(object),
-        other => Err(RowError::NotAnObject { found: bare_type(&other) }),
-    }
-}
-
 impl Shape {
     /// The row that a record of this shape holds.
     ///
@@ -213,16 +200,5 @@ fn json_type(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
-    }
-}
-
-fn bare_type(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
     }
 }

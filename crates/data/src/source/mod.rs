@@ -1,15 +1,33 @@
 //! Where rows come from: files of several formats, read one after the other with bounded memory.
 
-use std::fmt::Write as _;
-use std::io::Read as _;
-use std::path::Path;
+mod csv;
+mod fault;
+mod file;
+mod format;
+mod guard;
+mod json;
+mod jsonl;
+mod net;
+mod net_fault;
+mod object;
+mod parquet;
+mod parquet_value;
+mod place;
+mod remote;
+mod snippet;
+mod stored;
+mod text;
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
 
+pub use self::fault::SourceError;
+pub use self::net::Network;
+pub use self::object::parse_object;
 use crate::error::{Error, RowError};
-use crate::rows::{Lines, MAX_LINE_BYTES};
+use crate::rows::MAX_LINE_BYTES;
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +90,7 @@ pub struct FileFacts {
     pub format: Format,
     /// Bytes as stored.
     pub bytes: u64,
-    /// Hex digest of the bytes as stored.
+    /// Hex digest of the bytes as stored; empty before the end was read.
     pub sha256: String,
     /// Records read.
     pub records: u64,
@@ -83,6 +101,42 @@ pub struct FileFacts {
 pub struct SourceOptions {
     /// The format, where the name does not tell it.
     pub format: Option<Format>,
+    /// What is too much.
+    pub limits: Limits,
+    /// How to speak to servers.
+    pub network: Network,
+}
+
+/// Bounds that keep a bad file from filling memory or disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest record in bytes.
+    pub line_bytes: usize,
+    /// The most bytes that one file unpacks to.
+    pub output_bytes: u64,
+    /// The most bytes that one stored byte unpacks to.
+    pub ratio: u64,
+    /// Unpacked bytes from which on the ratio counts.
+    pub ratio_after: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { line_bytes: MAX_LINE_BYTES, output_bytes: 64 << 30, ratio: 100, ratio_after: 64 << 20 }
+    }
+}
+
+/// A record with its number, as a format gives it.
+type Numbered = (u64, Result<Raw, RowError>);
+
+/// A reader of one format.
+trait Inner: Send {
+    fn next(&mut self) -> Result<Option<Numbered>, Error>;
+
+    /// A choice that the reader made and the user should know.
+    fn note(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Whatever gives records one by one: a reader of one format, or a query.
@@ -95,6 +149,11 @@ pub trait RecordReader: Send {
 
     /// What is known of the file: final once [`RecordReader::next_record`] gave nothing.
     fn facts(&self) -> FileFacts;
+
+    /// What the user should know of how it was read, in sentences.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The records of one or several files, in order.
@@ -102,6 +161,11 @@ pub struct Records {
     waiting: std::vec::IntoIter<Box<dyn RecordReader>>,
     current: Option<Box<dyn RecordReader>>,
     files: Vec<FileFacts>,
+    notes: Vec<String>,
+    /// An error behind records that were read before it.
+    fault: Option<Error>,
+    /// Whether files were named and gave no record yet: nothing at all is an error.
+    barren: bool,
 }
 
 impl std::fmt::Debug for Records {
@@ -111,43 +175,73 @@ impl std::fmt::Debug for Records {
 }
 
 impl Records {
-    /// The records of the files, directories, patterns and addresses that `uris` name.
+    /// The records of the files, directories, patterns and addresses that `uris` name. Files are opened one after the
+    /// other, when their turn comes.
     ///
     /// # Errors
     /// Nothing there, or nothing that can be read.
-    pub fn open(uris: &[String], _options: &SourceOptions) -> Result<Self, Error> {
-        let readers = uris.iter().map(|uri| JsonLines::open(Path::new(uri)).map(|r| Box::new(r) as _));
-        Ok(Self::of(readers.collect::<Result<Vec<Box<dyn RecordReader>>, Error>>()?))
+    pub fn open(uris: &[String], options: &SourceOptions) -> Result<Self, Error> {
+        let found = place::Found::of(uris, options)?;
+        let options = Arc::new(options.clone());
+        let reader = |item| Box::new(file::FileReader::new(item, Arc::clone(&options))) as _;
+        let mut this = Self::of(found.items.into_iter().map(reader).collect());
+        this.notes = found.notes;
+        this.barren = true;
+        Ok(this)
     }
 
     /// The records of these readers.
     pub fn of(readers: Vec<Box<dyn RecordReader>>) -> Self {
         let mut waiting = readers.into_iter();
         let current = waiting.next();
-        Self { waiting, current, files: Vec::new() }
+        Self { waiting, current, files: Vec::new(), notes: Vec::new(), fault: None, barren: false }
     }
 
     /// Up to `max_records` records, or fewer once they hold `max_bytes`; none at the end.
     ///
     /// # Errors
-    /// A fault that nothing can be read behind; records read before it are lost with the batch.
+    /// A fault that nothing can be read behind, once the records before it were given. [`Error::NoRows`] when files that
+    /// were named have no record at all.
     pub fn next_batch(&mut self, max_records: usize, max_bytes: usize) -> Result<Vec<Record>, Error> {
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while batch.len() < max_records && bytes < max_bytes {
             let Some(reader) = &mut self.current else { break };
             let file = self.files.len() as u32;
-            if let Some(mut record) = reader.next_record()? {
-                record.place.file = file;
-                if let Ok(raw) = &record.raw {
-                    bytes += raw.bytes();
+            match reader.next_record() {
+                Ok(Some(mut record)) => {
+                    record.place.file = file;
+                    bytes += record.raw.as_ref().map_or(0, Raw::bytes);
+                    batch.push(record);
+                    self.barren = false;
                 }
-                batch.push(record);
-            } else {
-                self.files.push(reader.facts());
-                self.current = self.waiting.next();
+                Ok(None) => {
+                    self.files.push(reader.facts());
+                    self.notes.extend(reader.notes());
+                    self.current = self.waiting.next();
+                }
+                Err(error) => {
+                    self.files.push(reader.facts());
+                    self.notes.extend(reader.notes());
+                    (self.current, self.waiting, self.barren) = (None, Vec::new().into_iter(), false);
+                    if batch.is_empty() {
+                        return Err(error);
+                    }
+                    self.fault = Some(error);
+                }
             }
         }
+        if self.current.is_none() && std::mem::take(&mut self.barren) {
+            return Err(Error::NoRows { name: self.title() });
+        }
         Ok(batch)
+    }
+
+    /// What the user should know of how the files were found and read, in sentences. Complete at the end.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.iter().cloned().chain(self.current.iter().flat_map(|r| r.notes())).collect()
     }
 
     /// The files read to their end, in order, and the one being read.
@@ -210,7 +304,7 @@ impl Raw {
     pub fn into_object(self) -> Result<Map<String, Value>, RowError> {
         match self {
             Self::Object(object) => Ok(object),
-            Self::Line(text) => crate::rows::parse_text(&text),
+            Self::Line(text) => parse_object(&text),
         }
     }
 }
@@ -221,47 +315,5 @@ fn size(value: &Value) -> usize {
         Value::Array(items) => 32 + items.iter().map(size).sum::<usize>(),
         Value::Object(object) => 32 + object.iter().map(|(k, v)| 32 + k.len() + size(v)).sum::<usize>(),
         _ => 32,
-    }
-}
-
-struct JsonLines {
-    lines: Lines,
-    facts: FileFacts,
-}
-
-impl JsonLines {
-    fn open(path: &Path) -> Result<Self, Error> {
-        let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-        let mut digest = Sha256::new();
-        let (mut buffer, mut bytes) = (vec![0; 1 << 16], 0);
-        loop {
-            let n = file.read(&mut buffer).map_err(|e| Error::io(path, e))?;
-            if n == 0 {
-                break;
-            }
-            digest.update(&buffer[..n]);
-            bytes += n as u64;
-        }
-        let mut sha256 = String::new();
-        for byte in digest.finalize() {
-            // Writing to a string cannot fail.
-            let _ = write!(sha256, "{byte:02x}");
-        }
-        let name = path.display().to_string();
-        let facts = FileFacts { name, format: Format::Jsonl, bytes, sha256, records: 0 };
-        Ok(Self { lines: Lines::open(path, MAX_LINE_BYTES)?, facts })
-    }
-}
-
-impl RecordReader for JsonLines {
-    fn next_record(&mut self) -> Result<Option<Record>, Error> {
-        let Some(line) = self.lines.next_line()? else { return Ok(None) };
-        self.facts.records += 1;
-        let place = Place { file: 0, number: line.number as u64 };
-        Ok(Some(Record { place, raw: line.text.map(Raw::Line) }))
-    }
-
-    fn facts(&self) -> FileFacts {
-        self.facts.clone()
     }
 }
