@@ -6,10 +6,13 @@
 //! counting.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
+use minijinja::filters::split;
 use minijinja::formatting::{FormatStyle, format};
-use minijinja::value::{Rest, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::marks;
 use crate::rows::Message;
@@ -267,6 +270,36 @@ pub(super) fn before_method(state: &State, value: &Value, method: &str, args: &[
         ("join", Some(_)) => args.iter().try_for_each(|list| charge(state, measure(state, list)?)),
         _ => Ok(()),
     }
+}
+
+/// `replace(…)`: the engine does not pay for reading a long `old`.
+pub(super) fn replace_filter(
+    state: &mut State,
+    text: &Value,
+    old: &str,
+    new: &str,
+    rest: Rest<Value>,
+) -> Result<Value, Error> {
+    let (count, named): (Option<i32>, Kwargs) = from_args(&rest)?;
+    let count = match count {
+        Some(count) => Some(count),
+        None => named.get("count")?,
+    };
+    named.assert_all_used()?;
+    charge(state, old.len())?;
+    let args = [Value::from(old), Value::from(new), Value::from(count.unwrap_or(-1))];
+    unknown_method_callback(state, text, "replace", &args)
+}
+
+/// `split(…)`: as [`replace_filter`].
+pub(super) fn split_filter(
+    state: &State,
+    text: &Value,
+    separator: Option<&str>,
+    most: Option<i64>,
+) -> Result<Value, Error> {
+    charge(state, separator.map_or(0, str::len))?;
+    split(text, separator.map(Arc::from), most)
 }
 
 /// `format(…)` with `%`.

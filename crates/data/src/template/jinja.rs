@@ -53,6 +53,8 @@ pub(super) fn environment(now: Now) -> Environment<'static> {
         strip(state, &text, chars.as_deref(), (true, true))
     });
     env.add_filter("format", bounds::format_filter);
+    env.add_filter("replace", bounds::replace_filter);
+    env.add_filter("split", bounds::split_filter);
     env.add_filter(bounds::KEEP, bounds::keep);
     env.add_filter(marks::FILTER, |text: String| marks::wrap(&text));
     env

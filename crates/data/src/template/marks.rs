@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::{Rendered, bounds};
+use super::{Rendered, keep};
 use crate::error::RowError;
 use crate::rows::Message;
 
@@ -143,25 +143,13 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
                 let (open, close) = ends(tag);
                 format!("{open} endfilter -%}}{{%- endwith {close}").into()
             }
-            Piece::Tag(tag, "set") => keep(tag),
+            Piece::Tag(tag, "set") => keep::set(tag),
+            Piece::Tag(tag, name @ ("for" | "macro" | "call" | "with")) => keep::names(tag, name),
             Piece::Tag(text, _) | Piece::Text(text) => text.into(),
         };
         out.push_str(&replaced);
     });
     (out, marked)
-}
-
-/// What `{% set name = … %}` keeps goes through a filter that bounds it.
-fn keep(tag: &str) -> Cow<'_, str> {
-    let (open, close) = ends(tag);
-    let inner = &tag[open.len()..tag.len() - close.len()];
-    let Some((target, value)) = inner.split_once('=') else { return tag.into() };
-    // Filters of a block assignment may have named arguments.
-    if target.contains('|') || !close.ends_with('}') {
-        return tag.into();
-    }
-    let inside = if target.contains('.') { "(true)" } else { "" };
-    format!("{open}{target}= ({value}) | {}{inside} {close}", bounds::KEEP).into()
 }
 
 fn tag_name(tag: &str) -> &str {
@@ -171,10 +159,10 @@ fn tag_name(tag: &str) -> &str {
 }
 
 /// The opening and closing of a tag with their white-space marks: `{%-` and `-%}`.
-fn ends(tag: &str) -> (&str, &str) {
+pub(super) fn ends(tag: &str) -> (&str, &str) {
     let open = 2 + usize::from(tag[2..].starts_with(['-', '+']));
     let body = tag.strip_suffix("%}").unwrap_or(tag);
-    let close = body.len() - usize::from(body.ends_with(['-', '+']));
+    let close = body.len() - usize::from(body.len() > open && body.ends_with(['-', '+']));
     (&tag[..open], &tag[close..])
 }
 
@@ -223,13 +211,6 @@ mod tests {
         assert_eq!(
             text,
             format!("a{{%- with -%}}{{%- filter {FILTER} -%}}b{{% endfilter -%}}{{%- endwith +%}}c")
-        );
-        assert_eq!(
-            rewrite("{%- set ns.a, b = 1, x | f(y='=') -%}{% set x | f(y=1) %}").0,
-            format!(
-                "{{%- set ns.a, b = ( 1, x | f(y='=') ) | {}(true) -%}}{{% set x | f(y=1) %}}",
-                bounds::KEEP
-            )
         );
         let after_raw = rewrite("{% raw %}{{ x {% endraw %}{% generation %}y{% endgeneration %}");
         assert!(after_raw.1 && after_raw.0.starts_with("{% raw %}{{ x {% endraw %}{% with"));

@@ -8,6 +8,7 @@ mod bounds;
 mod clock;
 mod control;
 mod jinja;
+mod keep;
 mod marks;
 mod native;
 mod source;
