@@ -2,11 +2,13 @@
 //!
 //! Every case runs in a process of its own, so that a crash or an endless loop is one failed case and the peak of its
 //! memory can be read.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::exit)]
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tunesmith_data::{ChatTemplate, Message, Now};
@@ -16,7 +18,7 @@ const CASE: &str = "TUNESMITH_BOMB";
 const BYTES: &str = "TUNESMITH_BOMB_BYTES";
 /// The most memory a case may touch, in KiB.
 const MAX_PEAK_KIB: u64 = 512 << 10;
-/// After this long a case counts as endless. Far from what the slowest takes on a busy machine.
+/// After this long a case counts as endless, and its process ends itself. Far from what the slowest takes on a busy machine.
 const ENDLESS: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy)]
@@ -327,6 +329,12 @@ fn run(source: &str, bytes: usize) -> Result<usize, String> {
 #[test]
 fn child() {
     let (Ok(name), Ok(bytes)) = (std::env::var(CASE), std::env::var(BYTES)) else { return };
+    let (done, waiting) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if waiting.recv_timeout(ENDLESS) == Err(mpsc::RecvTimeoutError::Timeout) {
+            std::process::exit(9);
+        }
+    });
     let (_, bomb) = BOMBS.iter().find(|(n, _)| *n == name).unwrap();
     // Below the bounds a chain may compile and render; it must not break anything either.
     if let Nest(_) = bomb {
@@ -339,26 +347,19 @@ fn child() {
     let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or("0 kB");
     println!("\nPEAK {}", peak.trim().trim_end_matches("kB"));
     println!("ENDED {}", ended.map_or_else(|e| e, |length| format!("rendered {length} bytes")));
+    drop(done);
 }
 
 /// What went wrong with a case, if anything.
 fn failure(name: &str, bytes: usize) -> Option<String> {
     let start = Instant::now();
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    let out = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child", "--nocapture"])
         .env(CASE, name)
         .env(BYTES, bytes.to_string())
-        .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .spawn()
+        .output()
         .unwrap();
-    while child.try_wait().unwrap().is_none() {
-        if start.elapsed() > ENDLESS {
-            child.kill().unwrap();
-        }
-        std::thread::park_timeout(Duration::from_millis(2));
-    }
-    let out = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let line =
         |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).unwrap_or_default().trim().to_owned();
@@ -375,13 +376,12 @@ fn failure(name: &str, bytes: usize) -> Option<String> {
 
 /// All failures of `cases`, two at a time.
 fn failures(cases: &[(&str, usize)]) -> String {
-    let next = std::sync::atomic::AtomicUsize::new(0);
+    let next = AtomicUsize::new(0);
     let mut all = String::new();
     std::thread::scope(|scope| {
         let work = || {
             let mut found = Vec::new();
-            while let Some((name, bytes)) = cases.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
-            {
+            while let Some((name, bytes)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                 found.extend(failure(name, *bytes));
             }
             found

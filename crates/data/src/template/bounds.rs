@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use minijinja::filters::split;
 use minijinja::formatting::{FormatStyle, format};
-use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
@@ -148,7 +148,7 @@ fn tokens(tag: &str) -> usize {
     let mut chars = tag.chars();
     while let Some(c) = chars.next() {
         let in_word = c.is_alphanumeric() || c == '_';
-        count += usize::from(!c.is_whitespace() && !(in_word && word));
+        count += usize::from(!(c.is_whitespace() || in_word && word));
         word = in_word;
         if c == '"' || c == '\'' {
             let mut escaped = false;
@@ -278,9 +278,9 @@ pub(super) fn replace_filter(
     text: &Value,
     old: &str,
     new: &str,
-    rest: Rest<Value>,
+    rest: Rest<ValueOrKwargs>,
 ) -> Result<Value, Error> {
-    let (count, named): (Option<i32>, Kwargs) = from_args(&rest)?;
+    let (count, named): (Option<i32>, Kwargs) = from_args(&rest.into_values())?;
     let count = match count {
         Some(count) => Some(count),
         None => named.get("count")?,
@@ -303,7 +303,12 @@ pub(super) fn split_filter(
 }
 
 /// `format(…)` with `%`.
-pub(super) fn format_filter(state: &State, pattern: &str, args: Rest<Value>) -> Result<String, Error> {
+pub(super) fn format_filter(
+    state: &State,
+    pattern: &str,
+    args: Rest<ValueOrKwargs>,
+) -> Result<String, Error> {
+    let args = args.into_values();
     before_format(state, pattern, '%', &args)?;
     format(FormatStyle::Printf, pattern, &args)
 }

@@ -2,6 +2,7 @@
 //! blocks, and the items of loops over lists that the template made.
 
 use std::borrow::Cow;
+use std::fmt::Write;
 
 use super::bounds::KEEP;
 use super::marks::ends;
@@ -61,7 +62,8 @@ pub(super) fn names<'a>(tag: &'a str, name: &str) -> Cow<'a, str> {
     let mut out = format!("{open} {name}{inner} %}}");
     for (i, word) in found.iter().enumerate() {
         let end = if i + 1 == found.len() { close } else { "%}" };
-        out.push_str(&format!("{{% set {word} = {word} | {KEEP} {end}"));
+        // Writing into a String cannot fail.
+        let _ = write!(out, "{{% set {word} = {word} | {KEEP} {end}");
     }
     out.into()
 }
