@@ -30,7 +30,7 @@ fn user(content: &str) -> Vec<Message> {
     vec![Message::new("user", content)]
 }
 
-/// The shipped model's template and every template of the shared folder (`TUNESMITH_SHARED`), if that is there.
+/// The shipped model's template, those of `TUNESMITH_TEMPLATES`, and every template of the shared folder (`TUNESMITH_SHARED`), if that is there.
 fn known() -> Vec<(String, ChatTemplate)> {
     let now = Now::date(2024, 7, 26);
     let mut dirs: Vec<PathBuf> = vec![base()];
@@ -57,6 +57,13 @@ fn known() -> Vec<(String, ChatTemplate)> {
             dir.display().to_string(),
             chat.with_control_texts(["<|eot_id|>", "<s>", "</s>", "[/INST]"]),
         ));
+    }
+    // Texts of known templates that cannot be kept here, one a file: `TUNESMITH_TEMPLATES` names their folder.
+    if let Some(more) = std::env::var_os("TUNESMITH_TEMPLATES") {
+        for file in std::fs::read_dir(more).unwrap().map(|e| e.unwrap().path()) {
+            let chat = template(&std::fs::read_to_string(&file).unwrap(), &["<s>", "</s>", "<|eot_id|>"]);
+            found.push((file.display().to_string(), chat));
+        }
     }
     assert!(found.iter().all(|(name, t)| t.is_native() || ["default", "vicuna"].contains(&name.as_str())));
     found

@@ -39,8 +39,17 @@ pub(super) fn marked(talk: &Talk<'_>, out: &mut Rendered) -> Option<()> {
     Some(())
 }
 
-/// Llama 3.2 with vision: the system message always stands there and tells the date; other text is not trimmed.
+/// Llama 3.2: the system message always stands there and tells the date.
 pub(super) fn dated(talk: &Talk<'_>, out: &mut Rendered) -> Option<()> {
+    with_date(talk, out, |content| trim(content, true, true))
+}
+
+/// Llama 3.2 with vision: as without, but messages are not trimmed.
+pub(super) fn vision(talk: &Talk<'_>, out: &mut Rendered) -> Option<()> {
+    with_date(talk, out, |content| content)
+}
+
+fn with_date(talk: &Talk<'_>, out: &mut Rendered, cut: impl Fn(&str) -> &str) -> Option<()> {
     let (system, rest) = talk.system();
     let date = talk.now.format("%d %b %Y").ok()?;
     let system = trim(system.unwrap_or_default(), true, true);
@@ -51,7 +60,7 @@ pub(super) fn dated(talk: &Talk<'_>, out: &mut Rendered) -> Option<()> {
         if m.role == "ipython" || m.role == "tool" {
             return None;
         }
-        out.put([START, &m.role, END, &m.content, STOP]);
+        out.put([START, &m.role, END, cut(&m.content), STOP]);
     }
     prompt(talk, out);
     Some(())

@@ -89,7 +89,10 @@ const KNOWN: &[(&str, Renderer)] = &[
     ("34475d25dd2826085e23d8d5b1c1d8262a88b41d50ed3c08913c32c50e23371a", llama2::marked),
     ("ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122", llama3::plain),
     ("512237bc047bc6de17025e6f7fd1a10340c9afcfaf8df56149f55c9a9f2da630", llama3::marked),
-    ("e407323269d15bba92fc431b5b7d757e66d920d01b45cae58149a692d7697d3c", llama3::dated),
+    ("e407323269d15bba92fc431b5b7d757e66d920d01b45cae58149a692d7697d3c", llama3::vision),
+    // With and without its last line break.
+    ("5816fce10444e03c2e9ee1ef8a4a1ea61ae7e69e438613f3b17b69d0426223a4", llama3::dated),
+    ("d82792f95932f1c9cef5c4bd992f171225e3bf8c7b609b4557c9e1ec96be819f", llama3::dated),
     ("7e995b379ec01747807246483647cd99030abf331653f1119e16d7ac041a3495", mistral::instruct),
     ("26a59556925c987317ce5291811ba3b7f32ec4c647c400c6cc7e3a9993007ba7", mistral::mixtral),
     ("1179ef1185daf6365ab990fbe8db38cc228e7c3c22548e404c923c87e11f450b", mistral::v1),
