@@ -22,7 +22,7 @@ fn json(path: &Path) -> Value {
 fn template(source: &str, control: &[&str]) -> ChatTemplate {
     let tokens =
         vec![("bos_token".to_owned(), "<s>".to_owned()), ("eos_token".to_owned(), "</s>".to_owned())];
-    let template = ChatTemplate::new(source, tokens, Now::date(2024, 7, 26), Path::new("t")).unwrap();
+    let template = ChatTemplate::new(source, tokens, Now::date(2025, 3, 9), Path::new("t")).unwrap();
     template.with_control_texts(control.iter().copied())
 }
 
@@ -32,7 +32,7 @@ fn user(content: &str) -> Vec<Message> {
 
 /// The shipped model's template, those of `TUNESMITH_TEMPLATES`, and every template of the shared folder (`TUNESMITH_SHARED`), if that is there.
 fn known() -> Vec<(String, ChatTemplate)> {
-    let now = Now::date(2024, 7, 26);
+    let now = Now::date(2025, 3, 9);
     let mut dirs: Vec<PathBuf> = vec![base()];
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let shared = root.join(std::env::var_os("TUNESMITH_SHARED").unwrap_or_else(|| "../shared".into()));

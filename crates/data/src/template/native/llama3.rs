@@ -39,22 +39,31 @@ pub(super) fn marked(talk: &Talk<'_>, out: &mut Rendered) -> Option<()> {
     Some(())
 }
 
-/// Llama 3.2: the system message always stands there and tells the date.
+/// The date that a template shows when it is given none.
+const NO_DATE: &str = "26 Jul 2024";
+
+/// Llama 3.1: the system message always stands there and tells a date, the same every day.
+pub(super) fn fixed_date(talk: &Talk<'_>, out: &mut Rendered) -> Option<()> {
+    with_date(talk, out, NO_DATE, |content| trim(content, true, true))
+}
+
+/// Llama 3.2: as before, with the date of the day.
 pub(super) fn dated(talk: &Talk<'_>, out: &mut Rendered) -> Option<()> {
-    with_date(talk, out, |content| trim(content, true, true))
+    let date = talk.now.format("%d %b %Y").ok()?;
+    with_date(talk, out, &date, |content| trim(content, true, true))
 }
 
 /// Llama 3.2 with vision: as without, but messages are not trimmed.
 pub(super) fn vision(talk: &Talk<'_>, out: &mut Rendered) -> Option<()> {
-    with_date(talk, out, |content| content)
+    let date = talk.now.format("%d %b %Y").ok()?;
+    with_date(talk, out, &date, |content| content)
 }
 
-fn with_date(talk: &Talk<'_>, out: &mut Rendered, cut: impl Fn(&str) -> &str) -> Option<()> {
+fn with_date(talk: &Talk<'_>, out: &mut Rendered, date: &str, cut: impl Fn(&str) -> &str) -> Option<()> {
     let (system, rest) = talk.system();
-    let date = talk.now.format("%d %b %Y").ok()?;
     let system = trim(system.unwrap_or_default(), true, true);
     out.put([talk.bos()?, START, "system", END]);
-    out.put(["Cutting Knowledge Date: December 2023\nToday Date: ", &date, "\n\n", system, STOP]);
+    out.put(["Cutting Knowledge Date: December 2023\nToday Date: ", date, "\n\n", system, STOP]);
     for m in rest {
         // The roles of tools have a form of their own.
         if m.role == "ipython" || m.role == "tool" {

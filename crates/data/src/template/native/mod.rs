@@ -90,7 +90,9 @@ const KNOWN: &[(&str, Renderer)] = &[
     ("ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122", llama3::plain),
     ("512237bc047bc6de17025e6f7fd1a10340c9afcfaf8df56149f55c9a9f2da630", llama3::marked),
     ("e407323269d15bba92fc431b5b7d757e66d920d01b45cae58149a692d7697d3c", llama3::vision),
-    // With and without its last line break.
+    // These two with and without the last line break.
+    ("e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65", llama3::fixed_date),
+    ("93c0e9aa3629bbd77e68dbc0f5621f6e6b23aa8d74b932595cdb8d64684526d7", llama3::fixed_date),
     ("5816fce10444e03c2e9ee1ef8a4a1ea61ae7e69e438613f3b17b69d0426223a4", llama3::dated),
     ("d82792f95932f1c9cef5c4bd992f171225e3bf8c7b609b4557c9e1ec96be819f", llama3::dated),
     ("7e995b379ec01747807246483647cd99030abf331653f1119e16d7ac041a3495", mistral::instruct),
