@@ -124,7 +124,8 @@ impl Encoder {
         let tokenizer = TextTokenizer::from_dir(dir)?;
         let template = match choice {
             TemplateChoice::None => None,
-            _ => ChatTemplate::from_dir(dir, tokenizer.special_tokens().clone(), now)?,
+            _ => ChatTemplate::from_dir(dir, tokenizer.special_tokens().clone(), now)?
+                .map(|template| template.with_control_texts(tokenizer.control_texts())),
         };
         if choice == TemplateChoice::Chat && template.is_none() {
             return Err(Error::NoTemplate { path: dir.to_owned() });

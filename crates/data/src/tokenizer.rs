@@ -187,6 +187,11 @@ impl TextTokenizer {
         &self.special
     }
 
+    /// The texts that turn into control tokens wherever they stand, sorted.
+    pub fn control_texts(&self) -> &[String] {
+        &self.control
+    }
+
     /// The first control token that `text` spells out. Such text becomes the control token itself.
     pub fn control_token_in(&self, text: &str) -> Option<&str> {
         // Some tokenizers have hundreds of control tokens, nearly all with the same first byte.

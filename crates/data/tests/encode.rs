@@ -312,6 +312,26 @@ fn templates_render_as_in_hugging_face() {
         ),
         "n1\n3\n"
     );
+    assert_eq!(
+        render(
+            "{{ 'aaaa' | replace('a', 'b', 2) }}{{ 'aa' | replace('a', '', count=1) }}{{ 'x' | replace('x', 'y') }}"
+        ),
+        "bbaaay"
+    );
+    assert_eq!(
+        render("{{ 'a,b,c' | split(',', 1) | join('|') }}{{ ' a b ' | split | join('|') }}"),
+        "a|b,ca|b"
+    );
+    assert_eq!(
+        render("{{ '%s %05.1f%%' | format('a', 2.25) }}{{ '{0} {0:>3}{{}} {x}'.format('b', x=1) }}"),
+        "a 002.2%b   b{} 1"
+    );
+    assert_eq!(
+        render(
+            "{% macro m(a, b='c') -%}\n {{ a }}{{ b }}{% endmacro %}{{ m([1]) }}\n{% for a, b in [(1, 2)] -%}\n {{ a + b }}{% endfor %}\n{% with x = 3 %}\n{{ x }}{% endwith %}"
+        ),
+        "[1]c\n33"
+    );
     assert_eq!(render("a\r\n  {% if true %}\r\nb{% endif %}"), "a\nb");
     assert_eq!(
         render("{{ true }} {{ none }} {{ 'a,b'.split(',')[1] }} {{ add_generation_prompt }}"),

@@ -7,7 +7,7 @@ use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use serde_json::ser::Formatter;
 
-use super::{Now, marks};
+use super::{Now, bounds, marks};
 
 /// What a template said through `raise_exception`.
 #[derive(Debug)]
@@ -49,7 +49,13 @@ pub(super) fn environment(now: Now) -> Environment<'static> {
         now.format(&pattern).map_err(|what| Error::new(ErrorKind::InvalidOperation, what))
     });
     env.add_filter("tojson", tojson);
-    env.add_filter("trim", |text: String, chars: Option<String>| strip(&text, chars.as_deref(), true, true));
+    env.add_filter("trim", |state: &State, text: String, chars: Option<String>| {
+        strip(state, &text, chars.as_deref(), (true, true))
+    });
+    env.add_filter("format", bounds::format_filter);
+    env.add_filter("replace", bounds::replace_filter);
+    env.add_filter("split", bounds::split_filter);
+    env.add_filter(bounds::KEEP, bounds::keep);
     env.add_filter(marks::FILTER, |text: String| marks::wrap(&text));
     env
 }
@@ -59,11 +65,24 @@ fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-fn strip(text: &str, chars: Option<&str>, start: bool, end: bool) -> String {
-    let cut = |c: char| chars.map_or_else(|| is_space(c), |set| set.contains(c));
-    let text = if start { text.trim_start_matches(cut) } else { text };
-    let text = if end { text.trim_end_matches(cut) } else { text };
-    text.to_owned()
+/// Python's `str.strip`, `lstrip` and `rstrip` without arguments.
+pub(super) fn trim(text: &str, start: bool, end: bool) -> &str {
+    let text = if start { text.trim_start_matches(is_space) } else { text };
+    if end { text.trim_end_matches(is_space) } else { text }
+}
+
+fn strip(
+    state: &State,
+    text: &str,
+    chars: Option<&str>,
+    (start, end): (bool, bool),
+) -> Result<String, Error> {
+    let Some(set) = chars else { return Ok(trim(text, start, end).to_owned()) };
+    // Each character of the text may be looked up in the whole set.
+    bounds::charge(state, text.len().saturating_mul(set.len()))?;
+    let text = if start { text.trim_start_matches(|c| set.contains(c)) } else { text };
+    let text = if end { text.trim_end_matches(|c| set.contains(c)) } else { text };
+    Ok(text.to_owned())
 }
 
 fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
@@ -75,13 +94,14 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
     };
     if let (Some((start, end)), Some(text), ValueKind::String) = (sides, value.as_str(), value.kind()) {
         let (chars,): (Option<&str>,) = from_args(args)?;
-        return Ok(Value::from(strip(text, chars, start, end)));
+        return Ok(Value::from(strip(state, text, chars, (start, end))?));
     }
+    bounds::before_method(state, value, method, args)?;
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
 /// `json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)`, without HTML escapes.
-fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<String, Error> {
+fn tojson(state: &State, value: &Value, indent: Option<usize>, options: Kwargs) -> Result<String, Error> {
     let indent = match indent {
         Some(width) => Some(width),
         None => options.get::<Option<usize>>("indent")?,
@@ -90,6 +110,8 @@ fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<Strin
     let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     options.assert_all_used()?;
     let fail = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, e.to_string());
+    bounds::check_indent(indent)?;
+    bounds::measure(state, value)?;
     let mut json = serde_json::to_value(value).map_err(fail)?;
     if sorted {
         json.sort_all_objects();

@@ -5,7 +5,9 @@
 
 use std::borrow::Cow;
 
-use super::Rendered;
+use serde_json::Value;
+
+use super::{Rendered, keep};
 use crate::error::RowError;
 use crate::rows::Message;
 
@@ -17,17 +19,43 @@ pub(super) fn wrap(text: &str) -> String {
     format!("{OPEN}{text}{CLOSE}")
 }
 
-/// Text of the conversation must not look like a mark.
-pub(super) fn check(messages: &[Message]) -> Result<(), RowError> {
-    let reserved = |c: &char| matches!(*c, OPEN | CLOSE);
+/// The characters that must not stand in a conversation.
+pub(super) const MARKS: [char; 2] = [OPEN, CLOSE];
+
+/// Text of the conversation must not look like one of `marks`.
+pub(super) fn check(messages: &[Message], marks: &[char]) -> Result<(), RowError> {
     for m in messages {
-        let extra = if m.extra.is_empty() { String::new() } else { format!("{:?}", m.extra) };
-        let mut chars = m.role.chars().chain(m.content.chars()).chain(extra.chars());
-        if let Some(c) = chars.find(reserved) {
-            return Err(RowError::ReservedCharacter { code: u32::from(c) });
+        check_text(&m.role, marks)?;
+        check_text(&m.content, marks)?;
+        for (key, value) in &m.extra {
+            check_text(key, marks)?;
+            check_json(value, marks)?;
         }
     }
     Ok(())
+}
+
+fn check_json(value: &Value, marks: &[char]) -> Result<(), RowError> {
+    match value {
+        Value::String(text) => check_text(text, marks),
+        Value::Array(list) => list.iter().try_for_each(|v| check_json(v, marks)),
+        Value::Object(map) => map.iter().try_for_each(|(k, v)| {
+            check_text(k, marks)?;
+            check_json(v, marks)
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn check_text(text: &str, marks: &[char]) -> Result<(), RowError> {
+    // The first byte of every mark: most text has none, and that is quick to see.
+    if !text.as_bytes().contains(&0xEF) {
+        return Ok(());
+    }
+    match text.chars().find(|c| marks.contains(c)) {
+        Some(c) => Err(RowError::ReservedCharacter { code: u32::from(c) }),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn extract(marked: &str) -> Rendered {
@@ -47,47 +75,80 @@ pub(super) fn extract(marked: &str) -> Rendered {
             _ => text.push_str(piece),
         }
     }
-    Rendered { text, spans }
+    Rendered { text, spans, literal: Vec::new() }
 }
 
-/// Rewrites the two tags, keeping their white-space control, and says whether there were any. Comments, expressions,
-/// quoted text and raw blocks stay as they are.
-pub(super) fn rewrite(source: &str) -> (String, bool) {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    let mut marked = false;
+/// A piece of a template's source.
+enum Piece<'a> {
+    /// Text, a comment, or what stands in a raw block.
+    Text(&'a str),
+    /// `{{ … }}` or `{% … %}`, with the statement's name.
+    Tag(&'a str, &'a str),
+}
+
+/// Takes `source` apart as the engine does.
+fn pieces(source: &str, mut each: impl FnMut(usize, Piece<'_>)) {
+    let mut at = 0;
     let mut raw = false;
-    while let Some(at) = rest.find('{') {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
+    while let Some(found) = source[at..].find('{') {
+        let start = at + found;
+        if found > 0 {
+            each(at, Piece::Text(&source[at..start]));
+        }
+        let rest = &source[start..];
+        let statement = rest.starts_with("{%");
+        let name = if statement { tag_name(rest) } else { "" };
         let length = match rest.as_bytes().get(1) {
             Some(b'#') if !raw => rest.find("#}").map_or(rest.len(), |e| e + 2),
             Some(b'{') if !raw => tag_length(rest, "}}"),
-            Some(b'%') => tag_length(rest, "%}"),
+            // Inside a raw block a tag is only text: look again right behind its first character.
+            Some(b'%') if !raw || name == "endraw" => tag_length(rest, "%}"),
             _ => 1,
         };
-        let tag = &rest[..length];
-        let name = if tag.starts_with("{%") { tag_name(tag) } else { "" };
-        let replaced: Cow<'_, str> = match name {
-            "generation" if !raw => {
+        let piece = &rest[..length];
+        at = start + length;
+        if length > 1 && !piece.starts_with("{#") {
+            raw = name == "raw";
+            each(start, Piece::Tag(piece, name));
+        } else {
+            each(start, Piece::Text(piece));
+        }
+    }
+    each(at, Piece::Text(&source[at..]));
+}
+
+/// Every tag of `source`: where it starts, its text, and its statement's name.
+pub(super) fn tags(source: &str, mut each: impl FnMut(usize, &str, &str)) {
+    pieces(source, |at, piece| {
+        if let Piece::Tag(tag, name) = piece {
+            each(at, tag, name);
+        }
+    });
+}
+
+/// Rewrites the two tags, keeping their white-space control, and says whether there were any; puts a bound on what
+/// `set` keeps. Comments, expressions, quoted text and raw blocks stay as they are.
+pub(super) fn rewrite(source: &str) -> (String, bool) {
+    let mut out = String::with_capacity(source.len());
+    let mut marked = false;
+    pieces(source, |_, piece| {
+        let replaced: Cow<'_, str> = match piece {
+            Piece::Tag(tag, "generation") => {
                 marked = true;
                 // The variables set inside stay inside, as in the body of a call block.
                 let (open, close) = ends(tag);
                 format!("{open} with -%}}{{%- filter {FILTER} {close}").into()
             }
-            "endgeneration" if !raw => {
+            Piece::Tag(tag, "endgeneration") => {
                 let (open, close) = ends(tag);
                 format!("{open} endfilter -%}}{{%- endwith {close}").into()
             }
-            _ => tag.into(),
+            Piece::Tag(tag, "set") => keep::set(tag),
+            Piece::Tag(tag, name @ ("for" | "macro" | "call" | "with")) => keep::names(tag, name),
+            Piece::Tag(text, _) | Piece::Text(text) => text.into(),
         };
-        raw = name == "raw" || (raw && name != "endraw");
-        // Inside a raw block a tag is only text: look again right behind its first character.
-        let step = if raw && name != "raw" { 1 } else { length };
-        out.push_str(if step == length { &replaced } else { &rest[..step] });
-        rest = &rest[step..];
-    }
-    out.push_str(rest);
+        out.push_str(&replaced);
+    });
     (out, marked)
 }
 
@@ -98,16 +159,17 @@ fn tag_name(tag: &str) -> &str {
 }
 
 /// The opening and closing of a tag with their white-space marks: `{%-` and `-%}`.
-fn ends(tag: &str) -> (&str, &str) {
+pub(super) fn ends(tag: &str) -> (&str, &str) {
     let open = 2 + usize::from(tag[2..].starts_with(['-', '+']));
     let body = tag.strip_suffix("%}").unwrap_or(tag);
-    let close = body.len() - usize::from(body.ends_with(['-', '+']));
+    let close = body.len() - usize::from(body.len() > open && body.ends_with(['-', '+']));
     (&tag[..open], &tag[close..])
 }
 
-/// Bytes up to and with `end`, which does not count inside quotes.
+/// Bytes up to and with `end`, which does not count inside quotes and brackets.
 fn tag_length(text: &str, end: &str) -> usize {
     let mut quote = None;
+    let mut open = 0_isize;
     let mut escaped = false;
     for (i, c) in text.char_indices().skip(2) {
         match quote {
@@ -118,7 +180,9 @@ fn tag_length(text: &str, end: &str) -> usize {
                 escaped = !escaped && c == '\\';
             }
             None if c == '"' || c == '\'' => quote = Some(c),
-            None if text[i..].starts_with(end) => return i + end.len(),
+            None if open == 0 && text[i..].starts_with(end) => return i + end.len(),
+            None if matches!(c, '(' | '[' | '{') => open += 1,
+            None if matches!(c, ')' | ']' | '}') => open -= 1,
             None => {}
         }
     }
@@ -136,7 +200,7 @@ mod tests {
             "{{ '{% generation %}' }}",
             "{% raw %}{% generation %}{% endraw %}",
             "{% if a == '%} {% generation %}' %}x{% endif %}",
-            "{% set generation = 1 %}{ } {",
+            "{{ {'a': {}} }}{% set generation %}{% endset %}{ } {",
             "{% generations %}",
         ];
         for source in same {
@@ -155,6 +219,9 @@ mod tests {
     #[test]
     fn spans_are_byte_ranges_of_the_clean_text() {
         let marked = format!("ü{}{}é", wrap("añb"), wrap(""));
-        assert_eq!(extract(&marked), Rendered { text: "üañbé".into(), spans: vec![2..6, 6..6] });
+        assert_eq!(
+            extract(&marked),
+            Rendered { text: "üañbé".into(), spans: vec![2..6, 6..6], literal: vec![] }
+        );
     }
 }

@@ -1,38 +1,46 @@
 //! Hugging Face chat templates: the model's own Jinja template, rendered as `apply_chat_template` does.
+//!
+//! Templates come with models and are not trusted. One can only print text of the conversation and its own, inside
+//! bounds of steps, memory and output (`bounds`); known ones are not run at all (`native`). What a message says is not
+//! trusted either: where it spells out a control token, the rendering says so (`control`).
 
+mod bounds;
 mod clock;
+mod control;
 mod jinja;
+mod keep;
 mod marks;
+mod native;
+mod source;
 
-use std::io::{self, Write};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value};
-use serde_json::Value as Json;
 
+use self::bounds::{Budget, Output};
 pub use self::clock::Now;
+use self::control::{ControlTexts, Side};
+use self::native::{Renderer, Talk};
 use crate::error::{Error, RowError};
 use crate::rows::Message;
 
-/// The most text one rendering may produce, in bytes.
-const MAX_RENDERED_BYTES: usize = 256 << 20;
-/// Steps of the template engine per rendering (one per instruction and per 64 bytes handled): a template that loops
-/// without end fails instead of hanging. It also bounds the memory of a rendering, to half a gigabyte.
-const FUEL: u64 = 8_000_000;
 const NAME: &str = "chat_template";
 
 /// The special tokens a template can name, as `(key, text)`, such as `("bos_token", "<s>")`.
 pub type SpecialTokens = Vec<(String, String)>;
 
 /// A rendered conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rendered {
     /// The whole text.
     pub text: String,
     /// Byte ranges of `text` that stand between `{% generation %}` and `{% endgeneration %}`, in order.
     pub spans: Vec<Range<usize>>,
+    /// Byte positions of `text`, ascending, each strictly inside a spelling of a control token that came out of a
+    /// message and not out of the template, or out of both together: such a spelling is text, not the control token.
+    pub literal: Vec<usize>,
 }
 
 /// A compiled chat template with everything that Hugging Face puts in its scope.
@@ -42,20 +50,32 @@ pub struct ChatTemplate {
     tokens: SpecialTokens,
     marked: bool,
     source: String,
+    native: Option<Renderer>,
+    now: Now,
+    control: ControlTexts,
 }
 
 impl ChatTemplate {
     /// Compiles `source`. `path` is the file it came from, for error messages.
     ///
     /// # Errors
-    /// [`Error::TemplateFile`] with the line that does not parse.
+    /// [`Error::TemplateFile`] with the line that does not parse, or with the bound that the template breaks.
     pub fn new(source: &str, tokens: SpecialTokens, now: Now, path: &Path) -> Result<Self, Error> {
+        let broken = |what: String| Error::TemplateFile { path: path.to_owned(), what };
+        bounds::check_source(source).map_err(broken)?;
         let (rewritten, marked) = marks::rewrite(&source.replace("\r\n", "\n").replace('\r', "\n"));
         let mut env = jinja::environment(now);
-        env.set_fuel(Some(FUEL));
-        env.add_template_owned(NAME, rewritten)
-            .map_err(|e| Error::TemplateFile { path: path.to_owned(), what: reason(&e) })?;
-        Ok(Self { env, tokens, marked, source: source.to_owned() })
+        bounds::compile(&mut env, NAME, rewritten).map_err(broken)?;
+        let native = native::find(source);
+        Ok(Self {
+            env,
+            tokens,
+            marked,
+            source: source.to_owned(),
+            native,
+            now,
+            control: ControlTexts::default(),
+        })
     }
 
     /// Reads the template of a model folder: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json`
@@ -64,10 +84,24 @@ impl ChatTemplate {
     /// # Errors
     /// Unreadable files, a list without `default`, a template that does not parse.
     pub fn from_dir(dir: &Path, tokens: SpecialTokens, now: Now) -> Result<Option<Self>, Error> {
-        match find_source(dir)? {
+        match source::find_source(dir)? {
             Some((source, path)) => Self::new(&source, tokens, now, &path).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Sets the texts that the tokenizer turns into control tokens wherever they stand: those of its added tokens that
+    /// are special. Only these are told apart by [`Rendered::literal`]; an added token that is not special, such as
+    /// `</think>` in some models, stays the token it spells, as in Hugging Face. A control token of one character
+    /// cannot be told apart, for no position lies inside it.
+    #[must_use]
+    pub fn with_control_texts<I>(mut self, texts: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.control = ControlTexts::new(texts.into_iter().map(Into::into).collect());
+        self
     }
 
     /// The template's own text, unchanged.
@@ -80,15 +114,70 @@ impl ChatTemplate {
         self.marked
     }
 
+    /// Whether the template is a known one, which is rendered without running it. Unusual conversations (further keys
+    /// in a message, roles that do not alternate, …) go through the template all the same.
+    pub fn is_native(&self) -> bool {
+        self.native.is_some()
+    }
+
     /// Renders a conversation.
     ///
     /// # Errors
     /// [`RowError::Template`] with the template's own message (`raise_exception`) or the engine's, and
-    /// [`RowError::ReservedCharacter`] when a message holds a character that stands for a span mark.
+    /// [`RowError::ReservedCharacter`] when a message holds a character that stands for a mark.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Rendered, RowError> {
+        self.literals(messages, |messages| {
+            let known = self.native.and_then(|renderer| {
+                let talk = Talk { messages, tokens: &self.tokens, add_generation_prompt, now: self.now };
+                native::render(renderer, &talk)
+            });
+            known.map_or_else(|| self.run(messages, add_generation_prompt), Ok)
+        })
+    }
+
+    /// Renders a conversation by running the template even where it is a known one: the reference for
+    /// [`ChatTemplate::render`], which gives the same.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_jinja(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, RowError> {
+        self.literals(messages, |messages| self.run(messages, add_generation_prompt))
+    }
+
+    /// Renders, and finds the control tokens that come out of `messages`: these are rendered once more with marks at
+    /// the places in question. What is returned is the rendering without marks. A template whose text changes with
+    /// the marks decides by the very text in question; when that is so for either side of it, the row is refused.
+    fn literals(
+        &self,
+        messages: &[Message],
+        render: impl Fn(&[Message]) -> Result<Rendered, RowError>,
+    ) -> Result<Rendered, RowError> {
         if self.marked {
-            marks::check(messages)?;
+            marks::check(messages, &marks::MARKS)?;
         }
+        let Some(found) = self.control.first_touched(messages) else {
+            return render(messages);
+        };
+        marks::check(messages, &control::MARKS)?;
+        let mut plain = render(messages)?;
+        for side in [Side::Before, Side::After] {
+            let Ok(marked) = render(&self.control.mark(messages, side)) else { continue };
+            let (bare, places) = control::take_marks(&marked);
+            if bare == plain {
+                plain.literal = self.control.literal(&plain.text, &places);
+                return Ok(plain);
+            }
+        }
+        Err(RowError::Template(format!(
+            "a message contains text of the control token `{found}`, and the template decides by it or changes it, so that it cannot be kept apart from the token itself; remove it from the message"
+        )))
+    }
+
+    fn run(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Rendered, RowError> {
         let list: Vec<Value> = messages.iter().map(message_value).collect();
         let mut context: Vec<(&str, Value)> =
             self.tokens.iter().map(|(key, text)| (key.as_str(), Value::from(text.as_str()))).collect();
@@ -97,16 +186,20 @@ impl ChatTemplate {
         // Hugging Face passes these two as None: defined, and none.
         context.push(("tools", Value::from(())));
         context.push(("documents", Value::from(())));
-        let mut out = Bounded { bytes: Vec::new(), full: false };
-        let template = self.env.get_template(NAME).map_err(|e| RowError::Template(reason(&e)))?;
+        let budget = Budget::of(messages);
+        // A clone shares everything but the fuel, which each rendering has for itself.
+        let mut env = self.env.clone();
+        env.set_fuel(Some(budget.fuel));
+        let mut out = Output::new(budget.output);
+        let template = env.get_template(NAME).map_err(|e| RowError::Template(reason(&e)))?;
         let rendered = template.render_captured_to(Value::from_pairs(context), &mut out).map(|_| ());
-        if out.full {
-            let what = format!("it produced more than {MAX_RENDERED_BYTES} bytes of text");
+        if out.is_full() {
+            let what = format!("it produced more than {} bytes of text", budget.output);
             return Err(RowError::Template(what));
         }
         rendered.map_err(|e| RowError::Template(reason(&e)))?;
-        let text = String::from_utf8(out.bytes).map_err(|e| RowError::Template(e.to_string()))?;
-        Ok(if self.marked { marks::extract(&text) } else { Rendered { text, spans: Vec::new() } })
+        let text = String::from_utf8(out.into_bytes()).map_err(|e| RowError::Template(e.to_string()))?;
+        Ok(if self.marked { marks::extract(&text) } else { Rendered { text, ..Rendered::default() } })
     }
 }
 
@@ -128,56 +221,4 @@ fn reason(error: &minijinja::Error) -> String {
     let detail = error.detail().map_or(String::new(), |d| format!(": {d}"));
     let line = error.line().map_or(String::new(), |l| format!(" (template line {l})"));
     format!("{}{detail}{line}", error.kind())
-}
-
-struct Bounded {
-    bytes: Vec<u8>,
-    full: bool,
-}
-
-impl Write for Bounded {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + buf.len() > MAX_RENDERED_BYTES {
-            self.full = true;
-            return Err(io::Error::other("too much text"));
-        }
-        self.bytes.extend_from_slice(buf);
-        Ok(buf.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn find_source(dir: &Path) -> Result<Option<(String, PathBuf)>, Error> {
-    let path = dir.join("chat_template.jinja");
-    match std::fs::read_to_string(&path) {
-        Ok(source) => return Ok(Some((source, path))),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::io(&path, e)),
-    }
-    let path = dir.join("tokenizer_config.json");
-    let Some(config) = crate::tokenizer::read_json(&path)? else {
-        return Ok(None);
-    };
-    let source = match config.get("chat_template") {
-        None | Some(Json::Null) => return Ok(None),
-        Some(Json::String(source)) => source.clone(),
-        Some(Json::Array(named)) => named
-            .iter()
-            .find(|t| t.get("name").and_then(Json::as_str) == Some("default"))
-            .and_then(|t| t.get("template").and_then(Json::as_str))
-            .ok_or_else(|| {
-                Error::tokenizer(&path, "`chat_template` is a list without an entry named `default`; add one")
-            })?
-            .to_owned(),
-        Some(_) => {
-            return Err(Error::tokenizer(
-                &path,
-                "`chat_template` is neither a text nor a list of templates; correct it",
-            ));
-        }
-    };
-    Ok(Some((source, path)))
 }
