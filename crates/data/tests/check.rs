@@ -94,10 +94,10 @@ fn every_finding_is_found_where_it_is() {
             .to_string();
     let auto = TemplateChoice::Chat;
     let cases = [
-        ("bad_row", Error, auto, clean.clone() + "{\"prompt\": \"a\"}\n", "has a prompt but no completion"),
+        ("bad_row", Error, auto, clean.clone() + "{\"prompt\": \"a\"}\n", "no `completion` column"),
         ("bad_row", Error, auto, clean.clone() + "{\"prompt\": \"a\", oops}\n", "invalid JSON at column 16"),
         ("no_rows", Error, auto, String::new(), "has no rows"),
-        ("all_over_long", Error, auto, long.clone(), "all 1 row are longer than 1,024 tokens"),
+        ("all_over_long", Error, auto, long.clone(), "none of 1 row fits into 1,024 tokens"),
         ("nothing_trained", Error, auto, format!("{weightless}\n"), "no row has a token"),
         ("same_completion", Error, auto, same.clone(), "\"I do not know.\", in all 12 rows"),
         ("over_long", Warning, auto, clean.clone() + &long, "1 row longer than 1,024 tokens, left out"),
@@ -242,8 +242,8 @@ fn hash(salt: usize, i: usize) -> usize {
 fn families(count: usize) -> Vec<String> {
     let texts = (0..count).map(|i| {
         let family = hash(1, i) % (count / 6);
-        let length = 30 + hash(2, family) % 80;
-        let changes = hash(3, i) % 8;
+        let length = 40 + hash(2, family) % 120;
+        let changes = hash(3, i) % 5;
         let mut words: Vec<String> =
             (0..length).map(|w| format!("w{}", hash(family + 10, w) % 4000)).collect();
         for change in 0..changes {

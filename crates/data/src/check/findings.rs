@@ -48,7 +48,7 @@ fn unusable(found: &mut Findings, data: &DataReport, options: &PrepareOptions) {
         found.when(true, Error, "no_rows", text);
     } else if data.dropped_over_long.count == data.rows {
         let text = format!(
-            "all {} are longer than {} tokens (the shortest has {}); raise max_seq_length or shorten the rows",
+            "none of {} fits into {} tokens (the shortest has {}); raise max_seq_length or shorten the rows",
             rows(data.rows),
             thousands(limit),
             thousands(data.shortest_row)
