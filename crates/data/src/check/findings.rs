@@ -189,7 +189,7 @@ pub fn similar(similar: &Similar, sources: &[&DataReport]) -> Vec<Finding> {
     let share = |n: usize| percent(n as f64 / held.max(1) as f64);
     let exact = similar.exact_across.rows;
     let text = format!(
-        "{} held out ({}) equal to a training row, so the validation loss says too little; remove them from one side",
+        "{} held out ({}) equal to a training row, so the validation loss looks better than it is; remove them from one side",
         rows(exact),
         share(exact)
     );
@@ -197,7 +197,7 @@ pub fn similar(similar: &Similar, sources: &[&DataReport]) -> Vec<Finding> {
     let near = similar.near_across.rows;
     let text = format!(
         "at least {} held out ({}) nearly equal to a training row (Jaccard index {threshold} or more), so the validation \
-         loss says too little; keep them together with `data.split_by`",
+         loss looks better than it is; keep them together with `data.split_by`",
         rows(near),
         share(near)
     );

@@ -105,16 +105,12 @@ impl Counts {
 
 /// Where the bins begin: of equal width, or growing by a factor when the lengths are far apart.
 fn starts(min: usize, max: usize) -> Vec<usize> {
-    let span = max - min + 1;
-    if span <= BINS {
-        return (min..=max).collect();
-    }
     let low = min.max(1) as f64;
     let ratio = (max + 1) as f64 / low;
-    let at = |i: usize| {
-        let part = i as f64 / BINS as f64;
-        if ratio < 4.0 { min as f64 + span as f64 * part } else { low * ratio.powf(part) }
-    };
+    if ratio < 4.0 || max - min < BINS {
+        return (min..=max).step_by((max - min + 1).div_ceil(BINS)).collect();
+    }
+    let at = |i: usize| low * ratio.powf(i as f64 / BINS as f64);
     let mut starts: Vec<usize> = (0..BINS).map(|i| at(i).round() as usize).collect();
     starts[0] = min;
     starts.sort_unstable();
