@@ -159,7 +159,7 @@ fn rows_held_out_elsewhere_are_compared_with_the_training_rows() {
 fn the_mask_shows_the_completion_and_its_stop_token() {
     let bench = Bench::new();
     let completion = "Yes,  it is:\n\tnaïve 👩‍🚀 «»";
-    let row = json!({ "prompt": format!("{} end? ", "long story ".repeat(400)), "completion": completion });
+    let row = json!({ "prompt": format!("{} end?\n", "long story ".repeat(400)), "completion": completion });
     bench.write("rows.jsonl", format!("{row}\n"));
     let ran = check(&bench, &["--show-mask", "3", "--template", "none", "--max-seq-length", "1024"]);
     let (_, shown) = ran.stdout.split_once(" tokens trained, the last one appended\n").unwrap();
@@ -167,7 +167,7 @@ fn the_mask_shows_the_completion_and_its_stop_token() {
     assert!(prompt.contains("[... ") && prompt.contains(" tokens not shown ...]"), "{prompt}");
     let (trained, _) = trained.rsplit_once('»').unwrap();
     let text = trained.replace("↵\n", "\n").replace('·', " ").replace('→', "\t");
-    assert_eq!(text, format!("{completion}<|eot_id|>").replacen("Yes", text.get(..3).unwrap(), 1));
+    assert_eq!(text, format!("{completion}<|eot_id|>"));
 }
 
 #[test]

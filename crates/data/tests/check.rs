@@ -4,16 +4,18 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::Path;
 
 use common::{EOS, data, encoder};
-use serde_json::json;
+use serde_json::{Value, json};
 use tunesmith_data::check::{
     Check, CheckReport, MaskPreview, NearDuplicates, NearOptions, Severity, Similar, StatOptions, Statistics,
     html, jaccard, shingles, similar_findings,
 };
 use tunesmith_data::{
-    Columns, DataReport, Encoder, Error, OverLong, PrepareOptions, Prepared, Records, SourceOptions,
-    TemplateChoice, prepare, utilisation,
+    Columns, DataReport, Encoder, Error, Fate, Now, OverLong, Place, PrepareOptions, Prepared, Records, Row,
+    RowContent, SourceOptions, TemplateChoice, prepare, utilisation,
 };
 
 fn options(max_seq_length: usize, over_long: OverLong) -> PrepareOptions {
@@ -372,6 +374,43 @@ fn a_preview_is_what_is_trained() {
             assert!(trained.ends_with(&format!("{completion}{eos}")), "{trained:?} {completion:?}");
         }
     }
+}
+
+/// Every tokenizer of the folder of golden files, on its golden texts: see `golden.rs`.
+#[test]
+fn previews_of_every_tokenizer_hold_the_whole_text() {
+    let shared = std::env::var_os("TUNESMITH_SHARED").unwrap_or_else(|| "../shared".into());
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(shared).join("tokenizers");
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        let line =
+            format!("SKIPPED previews of other tokenizers: no {} (set TUNESMITH_SHARED)\n", folder.display());
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+        return;
+    };
+    let dirs = entries.map(|e| e.unwrap().path()).filter(|p| p.join("golden_encodings.json").is_file());
+    let mut compared = 0;
+    for dir in dirs {
+        let encoder = Encoder::from_dir(&dir, TemplateChoice::None, &[], Now::utc()).unwrap();
+        let golden: Value =
+            serde_json::from_slice(&std::fs::read(dir.join("golden_encodings.json")).unwrap()).unwrap();
+        for text in golden.as_array().unwrap().iter().map(|case| case["text"].as_str().unwrap()) {
+            let content = RowContent::PromptCompletion { prompt: "ask: ".into(), completion: text.into() };
+            let row = Row { content, place: Place::default() };
+            // A text that begins with the model's BOS is refused.
+            let Ok(encoded) = encoder.encode_row(&row) else { continue };
+            let (fingerprint, fate) = (row.fingerprint(), Fate::Kept);
+            let (group, ignored) = (fingerprint, BTreeSet::new());
+            let row = Prepared { row, fingerprint, group, encoded, fate, ignored, repeats: false };
+            let preview = MaskPreview::new(&row, encoder.tokenizer()).unwrap();
+            let all: String = preview.pieces.iter().map(|p| p.text.as_str()).collect();
+            let ids = &row.encoded.example.ids;
+            assert_eq!(all, encoder.tokenizer().decode(ids, false).unwrap(), "{}: {text:?}", dir.display());
+            assert_eq!(preview.pieces.iter().map(|p| p.tokens).sum::<usize>(), ids.len());
+            assert!(!all.contains('\u{fffd}') || text.contains('\u{fffd}'), "{}: {text:?}", dir.display());
+            compared += 1;
+        }
+    }
+    assert!(compared > 100, "{compared}");
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<bool, CliError> {
             },
             max_seq_length: args.max_seq_length.unwrap_or(0) as usize,
             over_long: args.over_long,
-            group: None,
+            group: args.split_by.clone(),
         },
         previews: args.show_mask,
     };

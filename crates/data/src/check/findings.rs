@@ -113,7 +113,7 @@ fn learnt(found: &mut Findings, report: &CheckReport, unstopped: &Counted, encod
         );
         found.when(holds, Note, "no_bos", text);
     }
-    let text = "whose text spells out a control token and becomes it, because there is no chat template; remove it \
+    let text = "whose text spells out a control token and becomes it; remove it \
                 from the text unless it is meant";
     found.rows(&data.control_text, Warning, "control_text", text);
     let text = "whose text spells out a control token, which stays text";

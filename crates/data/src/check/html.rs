@@ -26,7 +26,7 @@ color:var(--ink);font:15px/1.5 system-ui,sans-serif}h1{font-size:1.5rem;margin:0
 h2{font-size:1.15rem;margin:2.2rem 0 .6rem}h3{font-size:1rem;margin:1.4rem 0 .4rem;font-weight:600}p{margin:.3rem 0}\
 .soft{color:var(--soft)}table{border-collapse:collapse;font-variant-numeric:tabular-nums}th{font-weight:500;\
 text-align:left;color:var(--soft)}th,td{padding:.2rem 1.4rem .2rem 0;border-bottom:1px solid var(--line)}\
-td.n,th.n{text-align:right}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(19rem,1fr));gap:1rem}\
+td.n,th.n{text-align:right}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(24rem,1fr));gap:1rem;margin-top:1rem}\
 figure{margin:0;padding:.7rem .8rem;background:var(--panel);border-radius:6px}figcaption{font-weight:600}\
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:11px}svg .end{text-anchor:end}\
 svg .grid{stroke:var(--line)}svg .bar{fill:var(--bar)}svg .over{fill:var(--over)}svg .limit{stroke:var(--over);\

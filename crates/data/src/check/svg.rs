@@ -3,7 +3,7 @@
 use super::finding::thousands;
 use super::lengths::Lengths;
 
-const WIDTH: f64 = 560.0;
+const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 190.0;
 /// Room for the axes' labels: left, right, top, bottom.
 const LEFT: f64 = 52.0;
@@ -87,19 +87,18 @@ fn range(from: usize, to: usize) -> String {
     if from == to { thousands(from) } else { format!("{} to {}", thousands(from), thousands(to)) }
 }
 
-/// The next even number of the kind 2, 4, 10, 20, 50, …: an axis that ends there has a round middle.
+/// The end of an axis that reaches so far: a round number with a round half.
 fn nice(highest: usize) -> usize {
-    let mut unit = 1;
+    if let Some(small) = [2, 4, 6, 8].into_iter().find(|end| highest <= *end) {
+        return small;
+    }
+    let mut unit: usize = 1;
     loop {
-        for factor in [2, 4, 6, 8] {
-            if highest <= factor * unit {
-                return factor * unit;
-            }
+        let ends = [10, 12, 16, 20, 24, 30, 40, 50, 60, 80].map(|end| unit.saturating_mul(end));
+        if let Some(end) = ends.into_iter().find(|end| highest <= *end) {
+            return end;
         }
-        unit *= 10;
-        if highest <= unit {
-            return unit;
-        }
+        unit = unit.saturating_mul(10);
     }
 }
 
@@ -110,7 +109,7 @@ mod tests {
     #[test]
     fn axes_end_on_round_numbers() {
         for (highest, end) in
-            [(1, 2), (2, 2), (3, 4), (9, 10), (11, 20), (21, 40), (61, 80), (700, 800), (801, 1000)]
+            [(1, 2), (2, 2), (3, 4), (9, 10), (11, 12), (21, 24), (61, 80), (700, 800), (801, 1000)]
         {
             assert_eq!(nice(highest), end);
         }
