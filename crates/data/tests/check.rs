@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 
-use common::{EOS, data, encoder};
+use common::{EOS, data, encoder, with_template};
 use serde_json::{Value, json};
 use tunesmith_data::check::{
     Check, CheckReport, MaskPreview, NearDuplicates, NearOptions, Severity, Similar, StatOptions, Statistics,
@@ -153,6 +153,80 @@ fn every_finding_is_found_where_it_is() {
     }
 }
 
+/// So many conversations of two exchanges.
+fn talks(count: usize) -> String {
+    let turn = |role: &str, content: String| json!({ "role": role, "content": content });
+    let talk = |i: usize| {
+        let messages = [
+            turn("system", "Be brief.".to_owned()),
+            turn("user", format!("Where is order {i}?")),
+            turn("assistant", format!("Order {i} is at the depot of town {}.", i * 31 % 17)),
+            turn("user", "When does it come?".to_owned()),
+            turn("assistant", format!("It comes in {i} days, by the van of driver {}.", i * 7919 % 97)),
+        ];
+        json!({ "messages": messages }).to_string() + "\n"
+    };
+    (0..count).map(talk).collect()
+}
+
+#[test]
+fn what_a_template_does_is_found() {
+    let options = options(1024, OverLong::Drop);
+    let found =
+        |template: &str| codes(&checked_with(&talks(60), &with_template(template).unwrap(), &options));
+    let body = |assistant: &str| {
+        format!(
+            "{{% for m in messages %}}{{% if m['role'] == 'assistant' %}}{assistant}{{% else %}}\
+             {{{{ m['role'] + ': ' + m['content'] + '\n' }}}}{{% endif %}}{{% endfor %}}\
+             {{% if add_generation_prompt %}}{{{{ 'assistant:\\n' }}}}{{% endif %}}"
+        )
+    };
+    let bos = "{{ bos_token }}";
+    let good = body("{{ 'assistant:\\n' + m['content'] + '<|eot_id|>\n' }}");
+    assert_eq!(found(&format!("{bos}{good}")), BTreeSet::new());
+    assert_eq!(found(&good), BTreeSet::from(["no_bos".to_owned()]));
+    let stopless = body("{{ 'assistant:\\n' + m['content'] + '\n' }}");
+    let expected = ["eos_appended", "turn_without_stop"].map(str::to_owned);
+    assert_eq!(found(&format!("{bos}{stopless}")), BTreeSet::from(expected));
+    let marked = "{{ 'assistant:\\n' }}{% generation %}{{ m['content'] + '<|eot_id|>' }}{% endgeneration %}";
+    assert_eq!(found(&format!("{bos}{}", body(marked))), BTreeSet::new());
+    let forgetful = format!("{bos}{{% if not add_generation_prompt %}}now {{% endif %}}{}", body(marked));
+    assert_eq!(found(&forgetful), BTreeSet::from(["prompt_differs".to_owned()]));
+}
+
+#[test]
+fn an_answer_that_does_not_stop_is_an_error() {
+    let (encoder, options) = (encoder(TemplateChoice::Chat), options(1024, OverLong::Drop));
+    let mut statistics = Statistics::new(StatOptions::default(), &encoder);
+    let mut rows = 0;
+    let report = read(&clean(60), &encoder, &options, &mut |mut row| {
+        // The encoder does not make such a row; if it ever does, the check must see it.
+        rows += 1;
+        if rows == 7 {
+            let stop = row.encoded.example.trained.iter().rposition(|trained| *trained).unwrap();
+            row.encoded.example.trained[stop] = false;
+        }
+        statistics.add(&row);
+        Ok(())
+    });
+    let report = statistics.finish(report, &options, &encoder);
+    assert_eq!((report.findings.len(), report.stopped), (1, 59));
+    let finding = &report.findings[0];
+    assert_eq!((finding.severity, finding.code.as_ref()), (Severity::Error, "no_stop_token"));
+    assert_eq!(finding.places[0].number, 7);
+}
+
+#[test]
+fn tokens_across_the_edge_are_counted() {
+    let rows: String = (0..60)
+        .map(|i| row(&format!("Where is my order {i}. "), &format!("Parcel {i} comes soon.")))
+        .collect();
+    let report = checked(&rows, TemplateChoice::None);
+    let merged = report.findings.iter().find(|f| f.code == "boundary_merged").unwrap();
+    assert_eq!(merged.severity, Severity::Note);
+    assert!(merged.message.starts_with("60 tokens hold text of both prompt and answer"), "{merged:?}");
+}
+
 #[test]
 fn findings_name_the_row_and_show_it() {
     let report = checked(&(clean(3) + "{\"prompt\": \"a\", oops}\n\n[1]\n"), TemplateChoice::Chat);
@@ -161,7 +235,7 @@ fn findings_name_the_row_and_show_it() {
     assert_eq!(numbers, [4, 6]);
     assert_eq!(bad[0].snippet, "{\"prompt\": \"a\", oops}");
     assert_eq!(bad[1].snippet, "[1]");
-    let many: String = (0..150).map(|i| format!("[{i}]\n")).collect();
+    let many = "[0]\n".repeat(150);
     let report = checked(&many, TemplateChoice::Chat);
     assert_eq!(report.findings.iter().filter(|f| f.code == "bad_row").count(), 100);
     assert_eq!(
@@ -182,7 +256,7 @@ fn over_long_rows_are_counted_whole_and_used_cut() {
     assert_eq!(dropped.row_tokens.max, cut.row_tokens.max);
     assert_eq!(dropped.trained_tokens.rows, 20);
     let failed = checked_with(&rows, &encoder, &options(64, OverLong::Fail));
-    assert_eq!(codes(&failed).contains("bad_row"), true);
+    assert!(codes(&failed).contains("bad_row"));
 }
 
 #[test]
