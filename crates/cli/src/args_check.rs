@@ -35,7 +35,7 @@ pub(crate) struct CheckArgs {
     /// Column of the chat messages
     #[arg(long, value_name = "NAME", conflicts_with_all = ["prompt_col", "completion_col"])]
     pub(crate) messages_col: Option<String>,
-    /// Column whose equal values a job would keep on one side of the split (data.split_by)
+    /// Column whose equal values a job would keep on one side of the split (`data.split_by`)
     #[arg(long, value_name = "NAME", conflicts_with = "validation")]
     pub(crate) split_by: Option<String>,
     /// Longest row in tokens (default: the base model's context)

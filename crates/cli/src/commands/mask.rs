@@ -47,29 +47,38 @@ pub(crate) fn text(preview: &MaskPreview, place: &str, show_tokens: bool, style:
 
 fn shown(pieces: &[Piece], show_tokens: bool, style: Style) -> String {
     let mut text = String::new();
-    for piece in pieces {
+    // Neighbours of one colour are painted together.
+    for pieces in pieces.chunk_by(|a, b| !show_tokens && colour(a) == colour(b)) {
         let mut plain = String::new();
-        for c in piece.text.chars() {
-            match c {
-                ' ' if piece.trained && !piece.control => plain.push('·'),
-                '\n' if piece.trained => plain.push_str("↵\n"),
-                '\t' if piece.trained => plain.push('→'),
-                '\n' | '\t' => plain.push(c),
-                c => visible(c, &mut plain),
-            }
-        }
-        let paint = match (piece.trained, piece.control) {
-            (true, true) => Style::TRAINED_CONTROL,
-            (true, false) => Style::TRAINED,
-            (false, true) => Style::MAGENTA,
-            (false, false) => "",
-        };
-        text.push_str(&style.paint(paint, &plain));
+        pieces.iter().for_each(|piece| put(piece, &mut plain));
+        text.push_str(&style.paint(pieces.first().map_or("", colour), &plain));
         if show_tokens {
             text.push_str(&style.paint(Style::DIM, "|"));
         }
     }
     text
+}
+
+fn colour(piece: &Piece) -> &'static str {
+    match (piece.trained, piece.control) {
+        (true, true) => Style::TRAINED_CONTROL,
+        (true, false) => Style::TRAINED,
+        (false, true) => Style::MAGENTA,
+        (false, false) => "",
+    }
+}
+
+/// Adds a piece's text, with white space made to show where it is trained.
+fn put(piece: &Piece, plain: &mut String) {
+    for c in piece.text.chars() {
+        match c {
+            ' ' if piece.trained && !piece.control => plain.push('·'),
+            '\n' if piece.trained => plain.push_str("↵\n"),
+            '\t' if piece.trained => plain.push('→'),
+            '\n' | '\t' => plain.push(c),
+            c => visible(c, plain),
+        }
+    }
 }
 
 #[cfg(test)]
