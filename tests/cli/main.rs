@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
 mod adapter;
+mod check;
 mod config;
 mod generate;
 mod jobs;
 mod keys;
+mod quote;
 mod support;
 mod train;
 mod usage;

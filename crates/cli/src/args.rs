@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::args_check::{CheckArgs, QuoteArgs};
 use crate::error::EXIT_CODES;
 use crate::spec;
 
@@ -60,6 +61,11 @@ pub(crate) enum Command {
     Train(TrainArgs),
     /// Generate text with a base model and, if given, an adapter
     Generate(GenerateArgs),
+    /// Look at training data
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Say what a job will take: tokens, steps, time, memory, disk, and its price if asked
+    Quote(QuoteArgs),
     /// Look into adapters
     #[command(subcommand)]
     Adapter(AdapterCommand),
@@ -177,6 +183,13 @@ pub(crate) struct GenerateArgs {
     pub(crate) json: bool,
 }
 
+/// `tunesmith data`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Check rows as a job would, and say what is wrong with them
+    Check(Box<CheckArgs>),
+}
+
 /// `tunesmith adapter`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdapterCommand {
@@ -216,6 +229,8 @@ impl Command {
         match self {
             Self::Train(args) => args.json,
             Self::Generate(args) => args.json,
+            Self::Data(DataCommand::Check(args)) => args.json,
+            Self::Quote(args) => args.json,
             Self::Adapter(AdapterCommand::Inspect { json, .. })
             | Self::Config(ConfigCommand::Show { json, .. }) => *json,
             Self::Config(ConfigCommand::Schema) | Self::Completions { .. } => false,

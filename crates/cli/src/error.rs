@@ -70,12 +70,15 @@ pub enum CliError {
     Internal(String),
 }
 
+/// The exit code for input that fails again.
+pub const BAD_DATA: u8 = 65;
+
 /// One line of the table of exit codes.
 pub const EXIT_CODES: [(u8, &str); 8] = [
     (0, "done"),
     (2, "the command line is wrong"),
     (
-        65,
+        BAD_DATA,
         "the job file, data, model or adapter is wrong, or the loss stopped being a number; the same input fails again",
     ),
     (69, "the device asked for is not there, or its memory is too small"),
@@ -129,7 +132,7 @@ impl CliError {
                 "io" => 74,
                 "device" | "memory" => 69,
                 "internal" => 70,
-                _ => 65,
+                _ => BAD_DATA,
             },
         }
     }

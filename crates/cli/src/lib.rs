@@ -1,13 +1,16 @@
 //! The tunesmith command line: job files, job directories, progress and reports around the engine.
 
 mod args;
+mod args_check;
 mod commands;
+mod energy;
 pub mod engine;
 pub mod error;
 mod interrupt;
 pub mod jobdir;
 mod out;
 pub mod progress;
+pub mod quote;
 pub mod spec;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +19,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::json;
 
-use args::{AdapterCommand, Cli, Command};
+use args::{AdapterCommand, Cli, Command, DataCommand};
 use commands::train::Failed;
 use error::CliError;
 
@@ -28,7 +31,10 @@ pub fn run() -> ExitCode {
     };
     let ended = catch_unwind(AssertUnwindSafe(|| dispatch(&command)))
         .unwrap_or_else(|panic| Err(CliError::from_panic(panic.as_ref()).into()));
-    let Err(Failed { error, reported }) = ended else { return ExitCode::SUCCESS };
+    let Failed { error, reported } = match ended {
+        Ok(code) => return code,
+        Err(failed) => failed,
+    };
     out::error(&error);
     if command.json() && !reported {
         let report = json!({
@@ -43,10 +49,17 @@ pub fn run() -> ExitCode {
     ExitCode::from(error.exit_code())
 }
 
-fn dispatch(command: &Command) -> Result<(), Failed> {
+fn dispatch(command: &Command) -> Result<ExitCode, Failed> {
     match command {
         Command::Train(args) => commands::train::run(args)?,
         Command::Generate(args) => commands::generate::run(args)?,
+        // What is wrong with the rows is said in the report already.
+        Command::Data(DataCommand::Check(args)) => {
+            if commands::data_check::run(args)? {
+                return Ok(ExitCode::from(error::BAD_DATA));
+            }
+        }
+        Command::Quote(args) => commands::quote::run(args)?,
         Command::Adapter(AdapterCommand::Inspect { dir, json }) => commands::inspect::run(dir, *json)?,
         Command::Config(command) => commands::config::run(command)?,
         Command::Completions { shell } => {
@@ -55,7 +68,7 @@ fn dispatch(command: &Command) -> Result<(), Failed> {
             out::print(&String::from_utf8_lossy(&script))?;
         }
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What clap has to say: help and version on standard output, mistakes on standard error with exit code 2.

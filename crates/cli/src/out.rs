@@ -68,9 +68,59 @@ pub(crate) fn error(error: &CliError) {
     }
 }
 
-/// Whether standard error is a terminal that wants colours (<https://no-color.org>).
+/// Whether standard error is a terminal that wants colours.
 fn colours() -> bool {
+    wants_colours(io::stderr().is_terminal())
+}
+
+/// Whether a stream may have colours (<https://no-color.org>).
+fn wants_colours(terminal: bool) -> bool {
     let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|v| v == "dumb");
-    io::stderr().is_terminal() && !set("NO_COLOR") && !dumb
+    terminal && !set("NO_COLOR") && !dumb
+}
+
+/// Colours, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Style {
+    coloured: bool,
+}
+
+impl Style {
+    pub(crate) const RED: &str = "1;31";
+    pub(crate) const YELLOW: &str = "1;33";
+    pub(crate) const CYAN: &str = "1;36";
+    pub(crate) const MAGENTA: &str = "35";
+    pub(crate) const DIM: &str = "2";
+    /// Text that is trained.
+    pub(crate) const TRAINED: &str = "4;32";
+    /// A control token that is trained.
+    pub(crate) const TRAINED_CONTROL: &str = "4;1;35";
+
+    /// What standard output can show.
+    pub(crate) fn of_stdout() -> Self {
+        Self { coloured: wants_colours(io::stdout().is_terminal()) }
+    }
+
+    /// No colours.
+    #[cfg(test)]
+    pub(crate) fn plain() -> Self {
+        Self { coloured: false }
+    }
+
+    pub(crate) fn is_coloured(self) -> bool {
+        self.coloured
+    }
+
+    /// A text in a colour (one of the constants, or nothing). Each of its lines is painted by itself.
+    pub(crate) fn paint(self, colour: &str, text: &str) -> String {
+        if !self.coloured || colour.is_empty() {
+            return text.to_owned();
+        }
+        let line = |line: &str| match line {
+            "" => String::new(),
+            line => format!("\u{1b}[{colour}m{line}\u{1b}[0m"),
+        };
+        text.split('\n').map(line).collect::<Vec<_>>().join("\n")
+    }
 }

@@ -13,6 +13,7 @@ use crate::example::Example;
 use crate::over_long::{self, OverLong};
 use crate::rows::{Columns, Parsed, Row, Shape};
 use crate::sip::Fingerprint;
+use crate::snippet;
 use crate::source::{self, FileFacts, Place, Raw, Record, Records};
 
 /// How many places a report lists per reason.
@@ -62,6 +63,9 @@ pub struct BadRow {
     pub place: Place,
     /// What is wrong and what to do.
     pub message: String,
+    /// The beginning of the row, or the stretch of it where the fault is; empty when it could not be read.
+    #[serde(default)]
+    pub snippet: String,
     #[serde(skip)]
     source: Option<RowError>,
 }
@@ -101,6 +105,8 @@ pub struct Prepared {
     pub fate: Fate,
     /// Columns that nothing read.
     pub ignored: BTreeSet<String>,
+    /// Whether an earlier row of the source is the same.
+    pub repeats: bool,
 }
 
 /// What became of the rows.
@@ -225,7 +231,7 @@ pub fn load(records: &mut Records, encoder: &Encoder, options: &PrepareOptions) 
     Ok(Dataset { examples, groups, report })
 }
 
-type Outcome = (Place, Result<Prepared, RowError>);
+type Outcome = (Place, Result<Prepared, (RowError, String)>);
 
 /// Reads a source to its end and tokenises it on all cores. `each` takes the rows that could be read, in the source's
 /// order, with memory bounded by a few batches. Rows that cannot be used are counted and described in the report, which
@@ -301,7 +307,7 @@ fn recognise(batch: &[Record], columns: &Columns) -> Option<Shape> {
 }
 
 fn read(record: Record, shape: Option<&Shape>, encoder: &Encoder, options: &PrepareOptions) -> Outcome {
-    let place = record.place;
+    let (place, raw) = (record.place, record.raw.clone().ok());
     let prepared = record.raw.and_then(Raw::into_object).and_then(|mut object| {
         let key = options.group.as_deref().map(|column| group_key(&mut object, column)).transpose()?;
         let parsed = match shape {
@@ -311,7 +317,14 @@ fn read(record: Record, shape: Option<&Shape>, encoder: &Encoder, options: &Prep
         };
         encode(parsed, key, encoder, options)
     });
-    (place, prepared)
+    let snippet = |e: &RowError| raw.map(|raw| snippet::of(&raw, e)).unwrap_or_default();
+    (
+        place,
+        prepared.map_err(|e| {
+            let snippet = snippet(&e);
+            (e, snippet)
+        }),
+    )
 }
 
 /// The hash of a column's value; the column itself stays for the row to read, if it does.
@@ -348,7 +361,7 @@ fn encode(
                     } else {
                         Fate::Truncated(length - encoded.example.ids.len())
                     };
-                    return Ok(Prepared { row, fingerprint, group, encoded, fate, ignored });
+                    return Ok(Prepared { row, fingerprint, group, encoded, fate, ignored, repeats: false });
                 }
             }
         }
@@ -358,7 +371,7 @@ fn encode(
         (false, 0) => Fate::ZeroTrained,
         (false, _) => Fate::Kept,
     };
-    Ok(Prepared { row, fingerprint, group, encoded, fate, ignored })
+    Ok(Prepared { row, fingerprint, group, encoded, fate, ignored, repeats: false })
 }
 
 /// The report in the making.
@@ -377,12 +390,12 @@ impl Account {
     ) -> Result<(), E> {
         let report = &mut self.report;
         report.rows += 1;
-        let prepared = match outcome {
+        let mut prepared = match outcome {
             Ok(prepared) => prepared,
-            Err(e) => {
+            Err((e, snippet)) => {
                 report.bad.add(place);
                 if report.bad_rows.len() < DESCRIBED {
-                    report.bad_rows.push(BadRow { place, message: e.to_string(), source: Some(e) });
+                    report.bad_rows.push(BadRow { place, message: e.to_string(), snippet, source: Some(e) });
                 }
                 return Ok(());
             }
@@ -392,7 +405,8 @@ impl Account {
                 report.ignored_columns.insert(column.clone());
             }
         }
-        if !self.seen.insert(prepared.fingerprint) {
+        prepared.repeats = !self.seen.insert(prepared.fingerprint);
+        if prepared.repeats {
             report.duplicates.add(place);
         }
         let encoded = &prepared.encoded;

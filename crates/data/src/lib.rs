@@ -1,5 +1,6 @@
 //! Rows, chat templates, tokens, loss masks and splits. Knows no tensors.
 
+pub mod check;
 mod dataset;
 mod encode;
 mod error;
@@ -8,6 +9,7 @@ mod over_long;
 mod pack;
 mod rows;
 mod sip;
+mod snippet;
 mod source;
 mod split;
 mod spool;

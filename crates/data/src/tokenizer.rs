@@ -192,6 +192,11 @@ impl TextTokenizer {
         &self.control
     }
 
+    /// Whether a token, by its exact text, is a control token.
+    pub fn is_control(&self, token: &str) -> bool {
+        self.control.binary_search_by(|known| known.as_str().cmp(token)).is_ok()
+    }
+
     /// The first control token that `text` spells out. Such text becomes the control token itself.
     pub fn control_token_in(&self, text: &str) -> Option<&str> {
         // Some tokenizers have hundreds of control tokens, nearly all with the same first byte.

@@ -1,8 +1,11 @@
 //! The commands, one module each.
 
 pub(crate) mod config;
+pub(crate) mod data_check;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+mod mask;
+pub(crate) mod quote;
 pub(crate) mod train;
 
 use std::path::{Path, PathBuf};

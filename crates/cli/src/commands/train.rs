@@ -109,7 +109,7 @@ fn failure(error: &CliError) -> Failure {
 }
 
 /// What can be known to fail before a job is made.
-fn preflight(spec: &JobSpec) -> Result<(), CliError> {
+pub(super) fn preflight(spec: &JobSpec) -> Result<(), CliError> {
     engine::check_device(&spec.device)?;
     let sources =
         [("training data", Some(&spec.data.train)), ("validation data", spec.data.validation.as_ref())];

@@ -1,10 +1,12 @@
 //! Where the commands meet the engine: models, data, training and generation.
 
 mod base;
+mod check;
 mod data;
 mod device;
 mod generate;
 mod preview;
+mod quote;
 mod train;
 
 use std::path::{Path, PathBuf};
@@ -18,9 +20,11 @@ use crate::jobdir::{EventLog, JobDir, JobResult};
 use crate::progress::Progress;
 use crate::spec::{JobSpec, is_repo_id};
 
+pub use check::{CheckRequest, Checked, check};
 pub(crate) use data::{absolute, is_plain_path};
 pub use device::check as check_device;
 pub use generate::generate;
+pub use quote::quote;
 pub use train::train;
 
 /// A training run: what it is told, and where it says how it goes.

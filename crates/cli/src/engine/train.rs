@@ -63,7 +63,7 @@ impl Work for Training<'_, '_> {
 }
 
 /// Longest row in tokens: what the job asks for, within what the model was made for.
-fn sequence_limit(run: &Run<'_>, base: &Base) -> Result<usize, CliError> {
+pub(super) fn sequence_limit(run: &Run<'_>, base: &Base) -> Result<usize, CliError> {
     let model = base.config.max_position_embeddings;
     match run.spec.data.max_seq_length {
         Some(asked) if asked > model => Err(CliError::Input {

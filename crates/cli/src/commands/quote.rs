@@ -1,0 +1,95 @@
+//! `tunesmith quote`.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use crate::args_check::QuoteArgs;
+use crate::commands::{load, train::preflight};
+use crate::engine;
+use crate::error::CliError;
+use crate::progress::{clock, thousands};
+use crate::quote::Quote;
+use crate::{interrupt, out};
+
+/// Says what a job will take.
+pub(crate) fn run(args: &QuoteArgs) -> Result<(), CliError> {
+    let mut spec = load(&args.job, &args.overrides)?.spec;
+    // A quote writes no adapter, so where it would go does not matter.
+    spec.output = None;
+    preflight(&spec)?;
+    let cancel = interrupt::install("stopping")?;
+    let measure = (!args.no_measure).then(|| Duration::from_secs(u64::from(args.measure_seconds)));
+    let mut quote = engine::quote(&spec, measure, &cancel, args.json)?;
+    quote.costs = quote.costs.priced(args.price_per_million);
+    if args.json { out::json(&quote) } else { out::print(&text(&quote)) }
+}
+
+fn text(quote: &Quote) -> String {
+    let (plan, costs) = (&quote.plan, &quote.costs);
+    let mut text = String::new();
+    let mut say = |what: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{what:<16}{value}");
+    };
+    let epochs = |n: usize| if n == 1 { "1 epoch".to_owned() } else { format!("{n} epochs") };
+    let rows = |n: usize| format!("{} {}", thousands(n), if n == 1 { "row" } else { "rows" });
+    say(
+        "rows",
+        format!("{} to train on, {} held out", thousands(plan.rows), thousands(plan.validation_rows)),
+    );
+    let times = |each: usize, all: usize| {
+        format!("{} ({} x {})", thousands(all), thousands(each), epochs(plan.epochs))
+    };
+    say("tokens", times(plan.tokens, costs.tokens));
+    say("trained tokens", times(plan.trained_tokens, costs.trained_tokens));
+    say("steps", format!("{} of up to {}", thousands(costs.steps), rows(plan.batch_size)));
+    match (&quote.estimate, &quote.measured) {
+        (Some(estimate), Some(measured)) => {
+            let time = |seconds: f64| clock(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+            say(
+                "time",
+                format!(
+                    "about {} (steps {}, evaluations {}), from {} {} in {:.1} s; previews not counted",
+                    time(estimate.seconds),
+                    time(estimate.train_seconds),
+                    time(estimate.evaluation_seconds),
+                    thousands(measured.steps),
+                    if measured.steps == 1 { "step" } else { "steps" },
+                    measured.seconds
+                ),
+            );
+            let energy = match (estimate.joules, &measured.joules_unknown) {
+                (Some(joules), _) => format!("about {:.1} Wh of the CPU", joules / 3600.0),
+                (None, why) => format!("unknown: {}", why.as_deref().unwrap_or("not measured")),
+            };
+            say("energy", energy);
+            let memory = measured.peak_bytes.map_or("unknown: the system does not tell".to_owned(), bytes);
+            say("memory", format!("{memory} at the peak, on the host"));
+        }
+        _ => {
+            for what in ["time", "energy", "memory"] {
+                say(what, "unknown: not measured".to_owned());
+            }
+        }
+    }
+    say(
+        "disk",
+        format!("{} of adapter, {} of rows", bytes(quote.disk.adapter_bytes), bytes(quote.disk.data_bytes)),
+    );
+    if let (Some(price), Some(per_million)) = (costs.price, costs.price_per_million) {
+        say("price", format!("{price:.4} ({per_million} a million tokens)"));
+    }
+    text
+}
+
+/// `1234567` as `1.2 MiB`.
+fn bytes(n: u64) -> String {
+    let (mut value, mut unit) = (n as f64, "B");
+    for larger in ["KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, larger);
+    }
+    if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
+}

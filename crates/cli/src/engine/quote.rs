@@ -1,0 +1,184 @@
+//! `tunesmith quote`: a job up to its first steps, in a directory that goes away.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use tunesmith_data::{Example, Examples, Part};
+use tunesmith_model::AdapterLayout;
+use tunesmith_ops::Kernels;
+use tunesmith_train::{Trainer, epoch_order};
+
+use super::base::Base;
+use super::data::{self, Parts};
+use super::device::{self, Work};
+use super::train::sequence_limit;
+use super::{Run, Source};
+use crate::energy::{self, Energy};
+use crate::error::CliError;
+use crate::jobdir::{JobDir, JobResult, Status};
+use crate::quote::{Costs, Disk, Estimate, Measured, Plan, Quote};
+use crate::spec::JobSpec;
+
+/// Share of the measured time that evaluation gets.
+const EVALUATION: f64 = 0.2;
+
+/// Reads and checks the rows exactly as the job would, takes steps for `measure` (none at all without), and says what
+/// the job will take. Nothing is left behind.
+///
+/// # Errors
+/// Everything that the job would stop with before its first step; [`CliError::Cancelled`] through `cancel`.
+pub fn quote(
+    spec: &JobSpec,
+    measure: Option<Duration>,
+    cancel: &AtomicBool,
+    quiet: bool,
+) -> Result<Quote, CliError> {
+    let home = tempfile::Builder::new().prefix("tunesmith-quote").tempdir().map_err(|source| {
+        CliError::Io { action: "create a directory in", path: std::env::temp_dir(), source }
+    })?;
+    let job = JobDir::create(home.path())?;
+    let result = JobResult::new(job.id(), "", Status::Error, job.path().into());
+    let mut run = Run::new(spec, &job, cancel, quiet, result);
+    let base = Base::open(&Source::of_job(spec), spec.data.template, &mut run.progress)?;
+    let sites = spec.lora.resolve(base.config.num_hidden_layers)?;
+    let parameters = AdapterLayout::new(&base.config, &sites).len();
+    let limit = sequence_limit(&run, &base)?;
+    let parts = data::prepare(&mut run, &base.encoder, limit)?;
+    run.check_cancelled()?;
+    let plan = plan(spec, &parts);
+    let data_bytes = size(&job.path().join("data"))?;
+    let measured = match measure {
+        None => None,
+        Some(time) => {
+            let work = Measuring { run: &mut run, base: &base, parts: &parts, time };
+            Some(device::run(&spec.device, work)?)
+        }
+    };
+    run.progress.finish();
+    Ok(Quote {
+        plan,
+        costs: Costs::planned(&plan),
+        parameters,
+        disk: Disk { adapter_bytes: 4 * parameters as u64, data_bytes },
+        estimate: measured.as_ref().map(|measured| Estimate::new(&plan, measured)),
+        measured,
+    })
+}
+
+fn plan(spec: &JobSpec, parts: &Parts) -> Plan {
+    let tokens = |part: &Part| (0..part.len()).map(|i| part.tokens(i)).sum();
+    Plan {
+        rows: parts.train.len(),
+        tokens: tokens(&parts.train),
+        trained_tokens: (0..parts.train.len()).map(|i| parts.train.trained_tokens(i)).sum(),
+        batch_size: spec.train.batch_size,
+        epochs: spec.train.epochs,
+        validation_rows: parts.validation.len(),
+        validation_tokens: tokens(&parts.validation),
+        evals_per_epoch: spec.train.evals_per_epoch,
+    }
+}
+
+/// Bytes of the files in a directory.
+fn size(dir: &Path) -> Result<u64, CliError> {
+    let failed = |source| CliError::Io { action: "read", path: dir.to_owned(), source };
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        bytes += entry.and_then(|entry| entry.metadata()).map_err(failed)?.len();
+    }
+    Ok(bytes)
+}
+
+/// A few steps on the job's device.
+struct Measuring<'a, 'b> {
+    run: &'a mut Run<'b>,
+    base: &'a Base,
+    parts: &'a Parts,
+    time: Duration,
+}
+
+impl Work for Measuring<'_, '_> {
+    type Output = Measured;
+
+    fn on<K: Kernels>(self, kernels: K) -> Result<Measured, CliError> {
+        let Self { run, base, parts, time } = self;
+        let spec = run.spec;
+        let started = Instant::now();
+        let mut decoder = base.load(kernels, Some(&spec.lora), &mut run.progress)?;
+        decoder.initialize(spec.train.seed)?;
+        let lengths = |part: &'_ Part| (0..part.len()).map(|i| part.tokens(i)).collect::<Vec<_>>();
+        let lengths = [lengths(&parts.train), lengths(&parts.validation)].concat();
+        let dropout = spec.lora.lora_dropout as f32;
+        let mut trainer = Trainer::for_lengths(decoder, &spec.train, dropout, lengths)?;
+        let load_seconds = started.elapsed().as_secs_f64();
+
+        run.progress.note(&format!("taking steps for {} s", time.as_secs()));
+        let order = epoch_order(spec.train.seed, 0, parts.train.len());
+        let mut batches = order.chunks(spec.train.batch_size);
+        let warm_up = batches.next().unwrap_or_default();
+        step(&mut trainer, &parts.train, warm_up)?;
+        // A job of a single batch is measured on that.
+        let rest = if batches.len() == 0 { vec![warm_up] } else { batches.collect() };
+        let energy = Energy::start();
+        let started = Instant::now();
+        let (mut steps, mut tokens) = (0, 0);
+        for batch in rest {
+            run.check_cancelled()?;
+            tokens += step(&mut trainer, &parts.train, batch)?;
+            steps += 1;
+            if started.elapsed() >= time {
+                break;
+            }
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let joules = energy.and_then(|energy| energy.joules());
+        let joules = match spec.device.as_str() {
+            "cpu" | "auto" => joules,
+            gpu => Err(format!("the energy of `{gpu}` is not measured")),
+        };
+        let (evaluated_tokens, evaluation_seconds) = evaluate(run, &mut trainer, parts, time)?;
+        Ok(Measured {
+            steps,
+            tokens,
+            seconds,
+            evaluated_tokens,
+            evaluation_seconds,
+            load_seconds,
+            joules: joules.as_ref().ok().copied(),
+            joules_unknown: joules.err(),
+            peak_bytes: energy::peak_bytes(),
+        })
+    }
+}
+
+/// A step that changes nothing; returns its tokens.
+fn step<K: Kernels>(trainer: &mut Trainer<K>, train: &Part, rows: &[usize]) -> Result<usize, CliError> {
+    let rows = rows.iter().map(|&row| train.get(row)).collect::<Result<Vec<_>, _>>()?;
+    let rows: Vec<&Example> = rows.iter().map(AsRef::as_ref).collect();
+    Ok(trainer.step(&rows, 0.0)?.tokens)
+}
+
+/// Tokens of the validation rows that could be evaluated in a part of the time, and that time.
+fn evaluate<K: Kernels>(
+    run: &Run<'_>,
+    trainer: &mut Trainer<K>,
+    parts: &Parts,
+    time: Duration,
+) -> Result<(usize, f64), CliError> {
+    let started = Instant::now();
+    let mut tokens = 0;
+    let rows = if run.spec.train.evals_per_epoch == 0 { 0 } else { parts.validation.len() };
+    for start in (0..rows).step_by(run.spec.train.batch_size) {
+        if tokens > 0 && started.elapsed() >= time.mul_f64(EVALUATION) {
+            break;
+        }
+        run.check_cancelled()?;
+        let end = rows.min(start + run.spec.train.batch_size);
+        let batch = (start..end).map(|i| parts.validation.get(i)).collect::<Result<Vec<_>, _>>()?;
+        trainer.evaluate(&batch.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
+        tokens += (start..end).map(|i| parts.validation.tokens(i)).sum::<usize>();
+    }
+    Ok((tokens, started.elapsed().as_secs_f64()))
+}

@@ -1,0 +1,200 @@
+//! `data check`: the report in each of its forms, and what it ends with.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::{Bench, Ran, base, root, rows};
+
+fn check(bench: &Bench, args: &[&str]) -> Ran {
+    bench.run(&[&["data", "check", "rows.jsonl", "--base", &base()], args].concat())
+}
+
+fn tickets() -> Bench {
+    let bench = Bench::new();
+    bench.write("rows.jsonl", fs::read(root().join("tests/fixtures/tickets.jsonl")).unwrap());
+    bench
+}
+
+#[test]
+fn the_tickets_are_as_they_are() {
+    let ran = check(&tickets(), &[]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+    let text = ran.stdout;
+    let top = "\
+`rows.jsonl`: prompt and completion: columns `prompt` and `completion`
+
+  rows                                 304
+  used                                 304
+  tokens                            18,926
+  trained tokens                    10,688
+  end in a trained stop token      100.0 %
+  packs                       10 of 2,048 tokens
+  packs filled                      92.4 %
+
+  tokens           p5   median      p95      p99  longest         all
+  row              56       62       70       74       75      18,926
+  prompt           23       27       31       33       34       8,238
+  trained          32       34       42       46       46      10,688
+
+  tokens of a row  rows
+          52 - 53  █ 1
+";
+    assert!(text.starts_with(top), "{text}");
+    assert!(text.ends_with("errors: 0, warnings: 1, notes: 0\n"), "{text}");
+    assert!(
+        text.contains("warning: at least 1 row held out (1.6 %) nearly equal to a training row"),
+        "{text}"
+    );
+    assert!(text.contains("`rows.jsonl`:188 is like `rows.jsonl`:241 (0.80) [near_leaked_rows]"), "{text}");
+    assert!(!text.contains('\u{1b}'), "no colours without a terminal");
+}
+
+#[test]
+fn json_is_the_whole_report() {
+    let bench = tickets();
+    let ran = check(&bench, &["--json", "--show-mask", "2"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let report = ran.json();
+    assert_eq!(
+        (&report["status"], &report["errors"], &report["warnings"]),
+        (&json!("ok"), &json!(0), &json!(1))
+    );
+    let train = &report["check"]["train"];
+    assert_eq!((&train["data"]["rows"], &train["stopped"]), (&json!(304), &json!(304)));
+    assert_eq!(train["template"], "chat");
+    let bins = train["row_tokens"]["bins"].as_array().unwrap();
+    assert_eq!(bins.iter().map(|b| b["rows"].as_u64().unwrap()).sum::<u64>(), 304);
+    assert_eq!(report["check"]["similar"]["validation_rows"], 61);
+    assert_eq!(report["previews"].as_array().unwrap().len(), 2);
+    // What a job counts is what the check counts.
+    let job = format!("base = '{}'\n[data]\ntrain = \"rows.jsonl\"\n", base());
+    bench.write("job.toml", job);
+    let quote = bench.run(&["quote", "job.toml", "--no-measure", "--json"]).json();
+    let sum =
+        |key: &str, held: &str| quote["plan"][key].as_u64().unwrap() + quote["plan"][held].as_u64().unwrap();
+    assert_eq!(train["data"]["tokens"], sum("tokens", "validation_tokens"));
+    assert_eq!(train["data"]["kept"], sum("rows", "validation_rows"));
+}
+
+#[test]
+fn bad_rows_end_with_65_and_are_all_named() {
+    let bench = Bench::new();
+    bench.write(
+        "rows.jsonl",
+        rows(20) + "{\"prompt\": \"a\", oops}\n\n{\"prompt\": \"b\", \"completion\": 7}\n",
+    );
+    let ran = check(&bench, &[]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (65, ""), "{ran:?}");
+    for said in [
+        "error: invalid JSON at column 17 (key must be a string); write one JSON object per line [bad_row]\n  `rows.jsonl`:21\n  {\"prompt\": \"a\", oops}\n",
+        "error: `completion` is a number, not a string; correct the value [bad_row]\n  `rows.jsonl`:23\n",
+        "errors: 2, ",
+    ] {
+        assert!(ran.stdout.contains(said), "{said}\nnot in\n{}", ran.stdout);
+    }
+    let ran = check(&bench, &["--json"]);
+    assert_eq!((ran.code, &ran.json()["status"]), (65, &json!("error")));
+    bench.write("rows.jsonl", "");
+    assert!(check(&bench, &[]).stdout.contains("error: `rows.jsonl` has no rows"));
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_an_error_of_the_command() {
+    let bench = tickets();
+    check(&bench, &["--max-seq-length", "2000"]).failed(65, "the base model's context ends at 1024 tokens");
+    check(&bench, &["--over-long", "cut"]).failed(2, "truncate-prompt");
+    check(&bench, &["--validation", "none.jsonl"]).failed(65, "none.jsonl");
+    check(&bench, &["--html", "nowhere/report.html"]).failed(74, "nowhere/report.html");
+    bench.run(&["data", "check", "none.jsonl", "--base", &base()]).failed(65, "none.jsonl");
+    bench.run(&["data", "check", "rows.jsonl", "--base", "none"]).failed(65, "`none` does not exist");
+}
+
+#[test]
+fn columns_limits_and_policies_do_as_told() {
+    let bench = Bench::new();
+    let renamed = rows(20).replace("\"prompt\"", "\"ask\"").replace("\"completion\"", "\"reply\"");
+    bench.write("rows.jsonl", renamed);
+    assert_eq!(check(&bench, &[]).code, 65);
+    let ran = check(&bench, &["--prompt-col", "ask", "--completion-col", "reply"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.stdout.starts_with("`rows.jsonl`: prompt and completion: columns `ask` and `reply`\n"));
+    bench.write(
+        "rows.jsonl",
+        rows(20) + &format!("{{\"prompt\": \"{}\", \"completion\": \"a\"}}\n", "word ".repeat(90)),
+    );
+    let with = |policy: &str| check(&bench, &["--max-seq-length", "64", "--over-long", policy]);
+    let dropped = with("drop");
+    assert!(
+        dropped.code == 0 && dropped.stdout.contains("1 row longer than 64 tokens, left out"),
+        "{dropped:?}"
+    );
+    assert!(dropped.stdout.contains("- - limit\n"), "{}", dropped.stdout);
+    let cut = with("truncate-prompt");
+    assert!(cut.code == 0 && cut.stdout.contains("1 row cut at the beginning of the prompt"), "{cut:?}");
+    assert_eq!(with("fail").code, 65);
+}
+
+#[test]
+fn rows_held_out_elsewhere_are_compared_with_the_training_rows() {
+    let bench = Bench::new();
+    bench.write("rows.jsonl", rows(20));
+    bench.write("held.jsonl", rows(2) + "{\"prompt\": \"Who are you?\", \"completion\": \"A helper.\"}\n");
+    let ran = check(&bench, &["--validation", "held.jsonl"]);
+    assert_eq!(ran.code, 0);
+    assert!(ran.stdout.contains("held out: `held.jsonl`: prompt and completion"), "{}", ran.stdout);
+    assert!(
+        ran.stdout.contains("warning: 2 rows held out (66.7 %) equal to a training row"),
+        "{}",
+        ran.stdout
+    );
+    assert!(
+        ran.stdout.contains("`held.jsonl`:1 is like `rows.jsonl`:1 (1.00) [leaked_rows]"),
+        "{}",
+        ran.stdout
+    );
+}
+
+#[test]
+fn the_mask_shows_the_completion_and_its_stop_token() {
+    let bench = Bench::new();
+    let completion = "Yes,  it is:\n\tnaïve 👩‍🚀 «»";
+    let row = json!({ "prompt": format!("{} end?\n", "long story ".repeat(400)), "completion": completion });
+    bench.write("rows.jsonl", format!("{row}\n"));
+    let ran = check(&bench, &["--show-mask", "3", "--template", "none", "--max-seq-length", "1024"]);
+    let (_, shown) = ran.stdout.split_once(" tokens trained, the last one appended\n").unwrap();
+    let (prompt, trained) = shown.split_once('«').unwrap();
+    assert!(prompt.contains("[... ") && prompt.contains(" tokens not shown ...]"), "{prompt}");
+    let (trained, _) = trained.rsplit_once('»').unwrap();
+    let text = trained.replace("↵\n", "\n").replace('·', " ").replace('→', "\t");
+    assert_eq!(text, format!("{completion}<|eot_id|>"));
+}
+
+#[test]
+fn the_page_is_whole_and_escapes_what_the_rows_say() {
+    let bench = Bench::new();
+    let attack = "<script>alert(1)</script>";
+    let row = json!({ "prompt": attack, "completion": attack, attack: 1 });
+    bench.write("rows.jsonl", rows(20) + &format!("{row}\n{{\"prompt\": \"{attack}\"}}\n"));
+    bench.write("report.html", "an older report");
+    let ran = check(&bench, &["--html", "report.html", "--show-mask", "30"]);
+    assert_eq!(ran.code, 65);
+    assert!(ran.stdout.ends_with("report: report.html\n"));
+    let page = fs::read_to_string(bench.path("report.html")).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
+    assert!(!page.contains("<script") && page.matches("&lt;script&gt;alert(1)").count() >= 3);
+    let names: Vec<_> = fs::read_dir(bench.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(names.iter().all(|n| !n.to_string_lossy().contains("tmp")), "{names:?}");
+}
+
+#[test]
+fn a_row_cannot_command_the_terminal() {
+    let bench = Bench::new();
+    let row = json!({ "prompt": "\u{1b}[2J\u{202e}x", "completion": "\u{1b}]0;y\u{7}", "\u{1b}[31m": 1 });
+    bench.write("rows.jsonl", format!("{row}\n{{\"\u{202e}\": 1}}\n"));
+    let ran = check(&bench, &["--show-mask", "1"]);
+    assert!(!ran.stdout.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{ran:?}");
+    assert!(ran.stdout.contains("␛[2J"), "{ran:?}");
+    let value: Value = check(&bench, &["--json"]).json();
+    assert_eq!(value["errors"], 1);
+}
