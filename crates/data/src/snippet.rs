@@ -11,7 +11,7 @@ const COLUMNS: usize = 4;
 /// The beginning of the row, or what stands around the fault.
 pub(crate) fn of(raw: &Raw, error: &RowError) -> String {
     match (raw, error) {
-        (Raw::Line(text), RowError::InvalidJson { column, .. }) => around(text, column.saturating_sub(1)),
+        (Raw::Line(text), RowError::InvalidJson { at, .. }) => around(text, at.column.saturating_sub(1)),
         (Raw::Line(text), _) => around(text, 0),
         (Raw::Object(object), _) => {
             let columns = object.iter().take(COLUMNS);
@@ -41,12 +41,14 @@ fn around(text: &str, byte: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Spot;
 
     #[test]
     fn a_snippet_shows_the_fault() {
         let long = format!("{{\"prompt\": \"{}\", oops}}", "ä".repeat(300));
         let column = long.find("oops").unwrap() + 1;
-        let error = RowError::InvalidJson { column, reason: String::new() };
+        let at = Spot { line: 1, column };
+        let error = RowError::InvalidJson { at, reason: String::new(), snippet: String::new() };
         let shown = of(&Raw::Line(long.clone()), &error);
         assert!(shown.starts_with('…') && shown.ends_with("ä\", oops}"), "{shown}");
         assert_eq!(shown.chars().count(), SHOWN + 1);

@@ -104,7 +104,7 @@ pub fn check(
 
 /// The records of a source: the one place where it is decided what a source's name means.
 fn open_source(uris: &[String], format: Option<Format>) -> Result<Records, CliError> {
-    Ok(Records::open(uris, &SourceOptions { format })?)
+    Ok(Records::open(uris, &SourceOptions { format, ..SourceOptions::default() })?)
 }
 
 struct Reading<'a> {

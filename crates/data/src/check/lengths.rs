@@ -126,7 +126,7 @@ mod tests {
     fn percentiles_are_those_of_the_sorted_list() {
         for salt in 0..40u64 {
             let hash = |i: u64| crate::sip::siphash24(salt, 2, &i.to_le_bytes()) as usize;
-            let mut all: Vec<usize> = (0..1 + salt * 13).map(|i| hash(i) % (1 << (salt % 12))).collect();
+            let mut all: Vec<usize> = (0..=salt * 13).map(|i| hash(i) % (1 << (salt % 12))).collect();
             let mut counts = Counts::default();
             all.iter().for_each(|length| counts.add(*length));
             all.sort_unstable();

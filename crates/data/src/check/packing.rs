@@ -55,7 +55,7 @@ mod tests {
         for salt in 0..300u64 {
             let hash = |i: u64| crate::sip::siphash24(salt, 3, &i.to_le_bytes()) as usize;
             let longest = 1 + hash(1 << 40) % 200;
-            let lengths: Vec<usize> = (0..1 + salt % 150).map(|i| hash(i) % (longest + 1)).collect();
+            let lengths: Vec<usize> = (0..=salt % 150).map(|i| hash(i) % (longest + 1)).collect();
             let budget = lengths.iter().copied().max().unwrap_or(1).max(1 + hash(1 << 41) % 300);
             let mut counts = Counts::default();
             lengths.iter().for_each(|length| counts.add(*length));
