@@ -150,19 +150,21 @@ fn contraction_end(piece: &str, at: usize, fold: bool) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::LazyLock;
+
     use proptest::prelude::*;
     use tokenizers::utils::SysRegex;
 
     const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-    fn splitters() -> Vec<(Splitter, SysRegex)> {
+    static SPLITTERS: LazyLock<Vec<(Splitter, SysRegex)>> = LazyLock::new(|| {
         let llama = |digits: &str| [LLAMA3[0], digits, LLAMA3[1]].concat();
         let mut all = vec![(Splitter::gpt2().unwrap(), SysRegex::new(GPT2).unwrap())];
         for pattern in [llama(r"\p{N}{1,3}"), llama(r"\p{N}")] {
             all.push((Splitter::from_pattern(&pattern).unwrap(), SysRegex::new(&pattern).unwrap()));
         }
         all
-    }
+    });
 
     fn words(splitter: &Splitter, text: &str) -> Vec<(usize, usize)> {
         let mut words = Vec::new();
@@ -176,8 +178,8 @@ mod tests {
         words
     }
 
-    fn check(splitters: &[(Splitter, SysRegex)], text: &str) {
-        for (splitter, regex) in splitters {
+    fn check(text: &str) {
+        for (splitter, regex) in SPLITTERS.iter() {
             let expected: Vec<(usize, usize)> = regex.find_iter(text).collect();
             assert_eq!(words(splitter, text), expected, "{:?}: {text:?}", splitter.pattern);
         }
@@ -185,25 +187,22 @@ mod tests {
 
     #[test]
     fn every_character_of_unicode_splits_as_the_engine_splits_it() {
-        let splitters = splitters();
-        let mut text = String::new();
-        for c in '\0'..=char::MAX {
-            text.extend(['a', c, ' ', c, 'b', '\'', c, '\n', c, c, '1', c, '.', c]);
-            if text.len() > 100_000 {
-                check(&splitters, &text);
-                text.clear();
-            }
+        // All assigned characters stand in the first three planes and the fifteenth; of the others, some.
+        let assigned = |c: &char| matches!(*c as u32 >> 16, 0..=3 | 14) || *c as u32 % 251 == 0;
+        let all: Vec<char> = ('\0'..=char::MAX).filter(assigned).collect();
+        for some in all.chunks(10_000) {
+            let text: String = some.iter().flat_map(|c| ['a', *c, ' ', *c, *c, '1', '\'', *c]).collect();
+            check(&text);
         }
-        check(&splitters, &text);
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4000) })]
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
         #[test]
         fn random_text_splits_as_the_engine_splits_it(
             text in "([ \\t\\r\\n\u{a0}\u{85}\u{3000}a-eslrmdtvSLRTVſK'’.,!12٣½éß你\u{301}🙂]|'s|'LL|'re| {2,4}|\\n ){0,24}"
         ) {
-            check(&splitters(), &text);
+            check(&text);
         }
     }
 }
