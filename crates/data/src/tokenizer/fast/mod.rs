@@ -32,8 +32,8 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Debug)]
 enum Scheme {
-    Bytes(ByteWords),
-    Spaces(SpaceWords),
+    Bytes(Box<ByteWords>),
+    Spaces(Box<SpaceWords>),
 }
 
 /// A tokenizer of which every part is known.
@@ -63,7 +63,7 @@ impl Fast {
                 };
                 let words = ByteWords::new(splitter, bpe, &mut names)?;
                 let merges = vocab::merges(json, bpe, &mut names, |_| Some(()))?;
-                (Scheme::Bytes(words), merges)
+                (Scheme::Bytes(Box::new(words)), merges)
             }
             Words::Spaces { prefix, split } => {
                 let mut words = SpaceWords::new(prefix, bpe, &mut names)?;
@@ -71,7 +71,7 @@ impl Fast {
                 if split {
                     words.split_at_spaces();
                 }
-                (Scheme::Spaces(words), merges)
+                (Scheme::Spaces(Box::new(words)), merges)
             }
         };
         let blanks = if post.trim.is_some() { blanks(tokenizer)? } else { HashMap::new() };

@@ -62,7 +62,8 @@ impl SpaceWords {
     /// Notes that a merge joins two texts. `None` for one of single bytes: they are not known by their text.
     pub(super) fn see(&mut self, texts: [(&str, u32); 2]) -> Option<()> {
         let [(a, left), (b, right)] = texts;
-        if self.bytes.contains(&left) || self.bytes.contains(&right) {
+        let single = |text: &str, id: u32| text.starts_with("<0x") && self.bytes.contains(&id);
+        if single(a, left) || single(b, right) {
             return None;
         }
         let (before, after) = (number(a.chars().next_back()?), number(b.chars().next()?));

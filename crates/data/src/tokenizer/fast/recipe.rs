@@ -115,15 +115,15 @@ struct Special {
     ids: Vec<u32>,
 }
 
-/// The part as the reference has read it, in our own terms. The outer `None`: it is something else.
-fn part<T: DeserializeOwned>(part: &impl serde::Serialize) -> Option<Option<T>> {
-    serde_json::to_value(part).ok().and_then(|value| serde_json::from_value(value).ok())
+/// The part as the reference has read it, in our own terms; an error if it is something else.
+fn part<T: DeserializeOwned>(part: &impl serde::Serialize) -> serde_json::Result<T> {
+    serde_json::from_value(serde_json::to_value(part)?)
 }
 
 /// How the tokenizer cuts words, if that is known.
 pub(super) fn words(tokenizer: &Tokenizer) -> Option<Words> {
-    let normalizer: Option<Normalizer> = part(&tokenizer.get_normalizer())?;
-    let pre: Option<PreTokenizer> = part(&tokenizer.get_pre_tokenizer())?;
+    let normalizer: Option<Normalizer> = part(&tokenizer.get_normalizer()).ok()?;
+    let pre: Option<PreTokenizer> = part(&tokenizer.get_pre_tokenizer()).ok()?;
     match (normalizer, pre) {
         (Some(Normalizer::Sequence { normalizers }), None) => legacy(&normalizers),
         (None, Some(PreTokenizer::Metaspace { replacement: META, prepend_scheme, split })) => {
@@ -169,7 +169,7 @@ fn byte_level(steps: &[PreTokenizer]) -> Option<Words> {
 /// What the post-processor does, if that is known.
 pub(super) fn post(tokenizer: &Tokenizer) -> Option<Post> {
     let mut post = Post::default();
-    match part::<PostProcessor>(&tokenizer.get_post_processor())? {
+    match part::<Option<PostProcessor>>(&tokenizer.get_post_processor()).ok()? {
         None => {}
         Some(PostProcessor::Sequence { processors }) => match &processors[..] {
             [PostProcessor::ByteLevel(level), template @ PostProcessor::TemplateProcessing { .. }] => {

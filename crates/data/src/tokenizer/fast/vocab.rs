@@ -9,7 +9,7 @@ use serde::de::{self, SeqAccess, Visitor};
 use tokenizers::models::bpe::BPE;
 use tokenizers::{Model, ModelWrapper, Tokenizer};
 
-use super::merge::Merges;
+use super::merge::{Folded, Merges};
 
 #[derive(Deserialize)]
 struct File<'a> {
@@ -70,14 +70,22 @@ impl Merge<'_> {
 /// Texts by id: no two texts may share one, or a merge could not be told by its ids.
 #[derive(Default)]
 pub(super) struct Names {
-    texts: HashMap<u32, String, super::merge::Folded>,
+    /// All texts, one behind the other.
+    texts: String,
+    /// Where each id's text is.
+    spans: HashMap<u32, (u32, u32), Folded>,
 }
 
 impl Names {
     /// `None` when the id belongs to another text.
     pub(super) fn claim(&mut self, id: u32, text: &str) -> Option<u32> {
-        let known = self.texts.entry(id).or_insert_with(|| text.to_owned());
-        (known == text).then_some(id)
+        let start = self.texts.len();
+        let fresh = (u32::try_from(start).ok()?, u32::try_from(start + text.len()).ok()?);
+        let (from, to) = *self.spans.entry(id).or_insert(fresh);
+        if (from, to) == fresh {
+            self.texts.push_str(text);
+        }
+        (self.texts.get(from as usize..to as usize)? == text).then_some(id)
     }
 }
 
