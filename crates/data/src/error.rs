@@ -430,6 +430,14 @@ pub enum RowError {
         /// Why none can be appended.
         reason: &'static str,
     },
+    /// A message spells out a control token, and this tokenizer cannot keep it as text.
+    #[error(
+        "a message spells out the control token `{token}`, and this model's tokenizer cannot keep it as text; change the text of the row"
+    )]
+    LiteralToken {
+        /// The control token.
+        token: String,
+    },
     /// The tokenizer failed or cannot be trusted on this text.
     #[error("the text cannot be tokenised: {0}")]
     Tokenizer(String),

@@ -1,15 +1,21 @@
 //! The model's tokenizer: ids with byte offsets, decoding, and the rules of its special tokens.
 
+mod fast;
+mod stream;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 use tokenizers::Tokenizer;
 
+use self::fast::Fast;
+pub use self::stream::DecodeStream;
 use crate::error::{Error, RowError};
 use crate::template::SpecialTokens;
 
-/// The longest run of characters of one class (white space, letters, digits, others) that is tokenised. The splitting
-/// pattern gives up without a word after a million steps back inside one match, and would then give other tokens.
+/// The longest run of characters of one class (white space, letters, digits, others) that the reference tokenises. Its
+/// splitting pattern gives up without a word after a million steps back inside one match, and would then give other
+/// tokens.
 const MAX_RUN: usize = 200_000;
 
 /// Ids of a text, one entry per token in each list.
@@ -23,10 +29,21 @@ pub struct Tokens {
     pub added: Vec<bool>,
 }
 
+impl Tokens {
+    /// Empties the lists and keeps their memory.
+    pub fn clear(&mut self) {
+        self.ids.clear();
+        self.offsets.clear();
+        self.added.clear();
+    }
+}
+
 /// A Hugging Face tokenizer (`tokenizer.json`) with the special tokens of its configuration.
 #[derive(Debug)]
 pub struct TextTokenizer {
     inner: Tokenizer,
+    /// `None` for a tokenizer with parts that are not known to the fast path.
+    fast: Option<Fast>,
     path: PathBuf,
     special: SpecialTokens,
     bos: Option<(u32, String)>,
@@ -81,7 +98,9 @@ impl TextTokenizer {
         let max_id = inner.get_vocab(true).into_iter().map(|(token, id)| (id, token)).max();
         let max_id =
             max_id.ok_or_else(|| Error::tokenizer(&path, "the vocabulary is empty; fetch it again"))?;
-        let mut this = Self { inner, path, special, bos: None, eos: None, control, control_starts, max_id };
+        let fast = Fast::new(&inner, &bytes);
+        let (bos, eos) = (None, None);
+        let mut this = Self { inner, fast, path, special, bos, eos, control, control_starts, max_id };
         this.bos = this.resolve("bos_token", &config)?;
         this.eos = this.resolve("eos_token", &config)?;
         Ok(this)
@@ -104,6 +123,54 @@ impl TextTokenizer {
     /// # Errors
     /// [`RowError::Tokenizer`] when the text cannot be tokenised faithfully.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Tokens, RowError> {
+        self.encode_literal(text, &[], add_special_tokens)
+    }
+
+    /// As [`TextTokenizer::encode`], but a control token whose span holds one of the byte positions `literal`
+    /// (ascending) strictly inside is not recognised: its characters are ordinary text.
+    ///
+    /// # Errors
+    /// [`RowError::Tokenizer`]; [`RowError::LiteralToken`] when there are such positions and the tokenizer has parts
+    /// that only the reference knows, see [`TextTokenizer::is_fast`].
+    pub fn encode_literal(
+        &self,
+        text: &str,
+        literal: &[usize],
+        add_special_tokens: bool,
+    ) -> Result<Tokens, RowError> {
+        let mut tokens = Tokens::default();
+        self.encode_into(text, literal, add_special_tokens, &mut tokens)?;
+        Ok(tokens)
+    }
+
+    /// As [`TextTokenizer::encode_literal`], into lists that are used again.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode_literal`]; `out` then holds nothing of use.
+    pub fn encode_into(
+        &self,
+        text: &str,
+        literal: &[usize],
+        add_special_tokens: bool,
+        out: &mut Tokens,
+    ) -> Result<(), RowError> {
+        if let Some(fast) = &self.fast {
+            fast.encode(&self.inner, text, literal, add_special_tokens, out);
+            return Ok(());
+        }
+        if let Some(position) = literal.first() {
+            return Err(RowError::LiteralToken { token: self.spelled_over(text, *position) });
+        }
+        *out = self.encode_reference(text, add_special_tokens)?;
+        Ok(())
+    }
+
+    /// What [`TextTokenizer::encode`] must give, as the original library computes it: slowly. For tests and for
+    /// tokenizers with parts that are not known here.
+    ///
+    /// # Errors
+    /// [`RowError::Tokenizer`], also for a run of characters that is too long for the library.
+    pub fn encode_reference(&self, text: &str, add_special_tokens: bool) -> Result<Tokens, RowError> {
         check_runs(text)?;
         let encoding =
             self.inner.encode(text, add_special_tokens).map_err(|e| RowError::Tokenizer(e.to_string()))?;
@@ -112,6 +179,27 @@ impl TextTokenizer {
             offsets: encoding.get_offsets().to_vec(),
             added: encoding.get_special_tokens_mask().iter().map(|&m| m == 1).collect(),
         })
+    }
+
+    /// Whether every part of `tokenizer.json` is known, so that texts take the fast path.
+    pub fn is_fast(&self) -> bool {
+        self.fast.is_some()
+    }
+
+    /// The control token spelled out around a position, or the characters there.
+    fn spelled_over(&self, text: &str, position: usize) -> String {
+        let spelled = self.control.iter().find(|token| {
+            let from = position.saturating_sub(token.len() - 1);
+            (from..position).any(|start| {
+                let rest = text.as_bytes().get(start..).unwrap_or_default();
+                start + token.len() > position && rest.starts_with(token.as_bytes())
+            })
+        });
+        let around = || {
+            let near = |(i, c): &(usize, char)| i + c.len_utf8() + 8 > position && *i < position + 8;
+            text.char_indices().filter(near).map(|(_, c)| c).collect()
+        };
+        spelled.cloned().unwrap_or_else(around)
     }
 
     /// Text of `ids`; control tokens are left out when `skip_special_tokens`.
@@ -127,7 +215,7 @@ impl TextTokenizer {
 
     /// A decoder that is fed one id after the other.
     pub fn stream(&self, skip_special_tokens: bool) -> DecodeStream<'_> {
-        DecodeStream { tokenizer: self, skip_special_tokens, ids: Vec::new(), shown: String::new(), read: 0 }
+        DecodeStream::new(self, skip_special_tokens)
     }
 
     /// Number of tokens, added ones included.
@@ -205,54 +293,6 @@ impl TextTokenizer {
         let mut places = bytes.iter().enumerate().filter(|(_, b)| starts(b)).map(|(i, _)| &bytes[i..]);
         let spelled = places.find_map(|rest| self.control.iter().find(|t| rest.starts_with(t.as_bytes())));
         spelled.map(String::as_str)
-    }
-}
-
-/// Streaming decoder: see [`TextTokenizer::stream`].
-#[derive(Debug)]
-pub struct DecodeStream<'a> {
-    tokenizer: &'a TextTokenizer,
-    skip_special_tokens: bool,
-    /// The last ids that gave text, and those read since.
-    ids: Vec<u32>,
-    /// What `ids[..read]` decodes to.
-    shown: String,
-    read: usize,
-}
-
-impl DecodeStream<'_> {
-    /// Ids after which incomplete bytes are given out as they are: no character needs more.
-    const PATIENCE: usize = 16;
-
-    /// Takes the next id; returns the text that is now certain: `None` while a character is incomplete.
-    ///
-    /// # Errors
-    /// [`Error::Decode`] for an id outside the vocabulary.
-    pub fn push(&mut self, id: u32) -> Result<Option<String>, Error> {
-        self.ids.push(id);
-        let waiting = self.ids.len() - self.read <= Self::PATIENCE;
-        self.advance(waiting)
-    }
-
-    /// What is left at the end: bytes that never became a character, as U+FFFD.
-    ///
-    /// # Errors
-    /// [`Error::Decode`].
-    pub fn finish(mut self) -> Result<Option<String>, Error> {
-        self.advance(false)
-    }
-
-    fn advance(&mut self, wait: bool) -> Result<Option<String>, Error> {
-        let text = self.tokenizer.decode(&self.ids, self.skip_special_tokens)?;
-        if text.len() <= self.shown.len() || (wait && text.ends_with('\u{FFFD}')) {
-            return Ok(None);
-        }
-        let fresh = text.get(self.shown.len()..).unwrap_or_default().to_owned();
-        // The ids just shown stay as context: decoders treat the first token of a text differently.
-        self.ids.drain(..self.read);
-        self.read = self.ids.len();
-        self.shown = self.tokenizer.decode(&self.ids, self.skip_special_tokens)?;
-        Ok(Some(fresh))
     }
 }
 
