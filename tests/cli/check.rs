@@ -96,7 +96,7 @@ fn bad_rows_end_with_65_and_are_all_named() {
     let ran = check(&bench, &["--json"]);
     assert_eq!((ran.code, &ran.json()["status"]), (65, &json!("error")));
     bench.write("rows.jsonl", "");
-    assert!(check(&bench, &[]).stdout.contains("error: `rows.jsonl` has no rows"));
+    check(&bench, &[]).failed(65, "`rows.jsonl` has no rows");
 }
 
 #[test]

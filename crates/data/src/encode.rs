@@ -9,7 +9,7 @@ use crate::error::{Error, RowError};
 use crate::example::Example;
 use crate::rows::{Message, Row, RowContent};
 use crate::source::Place;
-use crate::template::{ChatTemplate, Now};
+use crate::template::{ChatTemplate, Now, Rendered};
 use crate::tokenizer::{TextTokenizer, Tokens};
 
 /// Whether rows go through the model's chat template.
@@ -93,6 +93,8 @@ struct Turn {
 /// A rendered conversation with its assistant turns in order.
 struct Conversation {
     text: String,
+    /// See [`Rendered::literal`].
+    literal: Vec<usize>,
     turns: Vec<Turn>,
     /// The conversation ends with the last of `turns`.
     open_end: bool,
@@ -199,15 +201,20 @@ impl Encoder {
             }
             (Prompt::Text(text), Some(template)) => {
                 let messages = [Message::new("user", text)];
-                self.tokenizer.encode(&template.render(&messages, true)?.text, false)?.ids
+                self.rendered(&template.render(&messages, true)?)?
             }
             (Prompt::Messages(messages), Some(template)) => {
-                self.tokenizer.encode(&template.render(messages, true)?.text, false)?.ids
+                self.rendered(&template.render(messages, true)?)?
             }
             (Prompt::Messages(_), None) => return Err(RowError::NeedsTemplate),
         };
         self.check_bos(&ids)?;
         Ok(ids)
+    }
+
+    /// Ids of a rendering, in which only the template writes control tokens.
+    fn rendered(&self, rendered: &Rendered) -> Result<Vec<u32>, RowError> {
+        Ok(self.tokenizer.encode_literal(&rendered.text, &rendered.literal, false)?.ids)
     }
 
     /// How many tokens the post-processor puts before a text.
@@ -257,7 +264,7 @@ impl Encoder {
         } else {
             prefix_turns(template, messages)?
         };
-        let tokens = self.tokenizer.encode(&conversation.text, false)?;
+        let tokens = self.tokenizer.encode_literal(&conversation.text, &conversation.literal, false)?;
         let (mut trained, found) = mark(&tokens, &conversation.turns);
         let mut ids = tokens.ids.clone();
         let mut eos_appended = false;
@@ -281,7 +288,7 @@ impl Encoder {
             boundary_merged: found.merged,
             eos_appended,
             control_text: self
-                .control_text(messages.iter().map(|m| m.content.as_str()), ControlText::Control),
+                .control_text(messages.iter().map(|m| m.content.as_str()), ControlText::Literal),
             prompt_differs: conversation.prompt_differs,
         })
     }
@@ -387,6 +394,7 @@ fn marked_turns(template: &ChatTemplate, messages: &[Message]) -> Result<Convers
     let turns = rendered.spans.into_iter().zip(weights).map(|(range, trained)| Turn { range, trained });
     Ok(Conversation {
         text: rendered.text,
+        literal: rendered.literal,
         turns: turns.collect(),
         open_end: messages.last().is_some_and(Message::is_assistant),
         prompt_differs,
@@ -395,7 +403,7 @@ fn marked_turns(template: &ChatTemplate, messages: &[Message]) -> Result<Convers
 
 /// Turns of a template without marks: what each turn adds to the rendering of the conversation before it.
 fn prefix_turns(template: &ChatTemplate, messages: &[Message]) -> Result<Conversation, RowError> {
-    let text = template.render(messages, false)?.text;
+    let Rendered { text, literal, .. } = template.render(messages, false)?;
     let mut turns = Vec::new();
     for (i, message) in messages.iter().enumerate().filter(|(_, m)| m.is_assistant()) {
         if !message.trained {
@@ -417,5 +425,5 @@ fn prefix_turns(template: &ChatTemplate, messages: &[Message]) -> Result<Convers
         turns.push(Turn { range: before.len()..end, trained: true });
     }
     let open_end = messages.last().is_some_and(|m| m.is_assistant() && m.trained);
-    Ok(Conversation { text, turns, open_end, prompt_differs: false })
+    Ok(Conversation { text, literal, turns, open_end, prompt_differs: false })
 }

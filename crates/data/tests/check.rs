@@ -98,7 +98,6 @@ fn every_finding_is_found_where_it_is() {
     let cases = [
         ("bad_row", Error, auto, clean.clone() + "{\"prompt\": \"a\"}\n", "no `completion` column"),
         ("bad_row", Error, auto, clean.clone() + "{\"prompt\": \"a\", oops}\n", "invalid JSON at column 17"),
-        ("no_rows", Error, auto, String::new(), "has no rows"),
         ("all_over_long", Error, auto, long.clone(), "none of 1 row fits into 1,024 tokens"),
         ("nothing_trained", Error, auto, format!("{weightless}\n"), "no row has a token"),
         ("same_completion", Error, auto, same.clone(), "\"I do not know.\", in all 12 rows"),

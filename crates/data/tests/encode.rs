@@ -179,7 +179,8 @@ fn a_template_without_stop_token_gets_one() {
     // A stop token in the words of the answer does not end it.
     let row = pair("a", "say <|eot_id|> twice");
     let encoded = encoder.encode_row(&row).unwrap();
-    assert!(encoded.eos_appended && encoded.control_text == ControlText::Control);
+    assert!(encoded.eos_appended && encoded.control_text == ControlText::Literal);
+    assert_eq!(encoded.example.ids.iter().filter(|&&id| id == EOS).count(), 1, "text stays text");
     assert_eq!(trained(&encoder, &row), ["say <|eot_id|> twice\n<|eot_id|>"]);
 }
 
@@ -492,7 +493,7 @@ fn every_row_is_accounted_for() {
     assert_eq!(data.groups[0], data.groups[1]);
     let all = load_text(&text, 1024).unwrap().report;
     assert_eq!((all.kept, all.dropped_over_long.count), (4, 0));
-    assert_eq!(numbers(&all.control_text), [4, 6]);
+    assert_eq!(numbers(&all.literal_control_text), [4, 6]);
     let back: tunesmith_data::DataReport =
         serde_json::from_str(&serde_json::to_string(&all).unwrap()).unwrap();
     assert_eq!(back, all);
