@@ -87,7 +87,7 @@ fn bad_rows_end_with_65_and_are_all_named() {
     let ran = check(&bench, &[]);
     assert_eq!((ran.code, ran.stderr.as_str()), (65, ""), "{ran:?}");
     for said in [
-        "error: invalid JSON at column 17 (key must be a string); write one JSON object per line [bad_row]\n  `rows.jsonl`:21\n  {\"prompt\": \"a\", oops}\n",
+        "error: invalid JSON at column 17 near `{\"prompt\": \"a\", oops}` (key must be a string); write one JSON object per record [bad_row]\n  `rows.jsonl`:21\n",
         "error: `completion` is a number, not a string; correct the value [bad_row]\n  `rows.jsonl`:23\n",
         "errors: 2, ",
     ] {

@@ -317,6 +317,7 @@ fn read(record: Record, shape: Option<&Shape>, encoder: &Encoder, options: &Prep
         };
         encode(parsed, key, encoder, options)
     });
+    // A record that is no text has no snippet but the one in its error.
     let snippet = |e: &RowError| raw.map(|raw| snippet::of(&raw, e)).unwrap_or_default();
     (
         place,
