@@ -138,6 +138,9 @@ pub enum Error {
         /// What was asked for.
         fraction: f64,
     },
+    /// A table or a query.
+    #[error(transparent)]
+    Table(#[from] crate::tables::TableError),
     /// Ids do not decode.
     #[error("cannot decode token ids: {0}")]
     Decode(String),

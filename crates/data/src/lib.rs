@@ -8,6 +8,7 @@ mod rows;
 mod sip;
 mod source;
 mod split;
+mod tables;
 mod template;
 mod tokenizer;
 
@@ -18,5 +19,9 @@ pub use example::Example;
 pub use rows::{Columns, MAX_LINE_BYTES, Message, Row, RowContent, read_rows};
 pub use source::{FileFacts, Format, Place, Raw, Record, RecordReader, Records, SourceOptions};
 pub use split::{Split, split};
+pub use tables::{
+    Column, Exported, Kind, LoadOrigin, MayRead, Origin, QueryLimits, QueryOptions, Snapshot, SnapshotRef,
+    SplitOptions, TableError, TableName, TableRef, TableRows, Tables, TrainingData, open_training_data,
+};
 pub use template::{ChatTemplate, Now, Rendered, SpecialTokens};
 pub use tokenizer::{DecodeStream, TextTokenizer, Tokens};
