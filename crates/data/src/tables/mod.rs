@@ -122,9 +122,7 @@ impl Tables {
             catalog::remove(&transaction, snapshot).map_err(failed)?;
         }
         transaction.commit().map_err(failed)?;
-        // The room goes back to the file system; that others still read the old state is no failure.
-        let _ = self.connection.execute_batch("PRAGMA incremental_vacuum");
-        let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        store::give_back(&self.connection);
         Ok(removed)
     }
 
