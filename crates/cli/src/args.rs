@@ -1,9 +1,13 @@
 //! The command line, as clap reads it.
 
+mod data;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+
+pub(crate) use data::{DataCommand, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
 
 use crate::error::EXIT_CODES;
 use crate::spec;
@@ -66,6 +70,9 @@ pub(crate) enum Command {
     /// Job files: their keys, and what one resolves to
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Tables of training data: load, look at, query, split, export
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Print a completion script for a shell
     #[command(after_help = "Example:
   tunesmith completions bash > ~/.local/share/bash-completion/completions/tunesmith")]
@@ -216,6 +223,7 @@ impl Command {
         match self {
             Self::Train(args) => args.json,
             Self::Generate(args) => args.json,
+            Self::Data(command) => command.json(),
             Self::Adapter(AdapterCommand::Inspect { json, .. })
             | Self::Config(ConfigCommand::Show { json, .. }) => *json,
             Self::Config(ConfigCommand::Schema) | Self::Completions { .. } => false,

@@ -49,6 +49,7 @@ fn dispatch(command: &Command) -> Result<(), Failed> {
         Command::Generate(args) => commands::generate::run(args)?,
         Command::Adapter(AdapterCommand::Inspect { dir, json }) => commands::inspect::run(dir, *json)?,
         Command::Config(command) => commands::config::run(command)?,
+        Command::Data(command) => commands::data::run(command)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "tunesmith", &mut script);

@@ -174,6 +174,14 @@ fn nothing_but_reading_is_possible() {
         "detach main",
         "pragma user_version",
         "explain pragma user_version",
+        "explain attach 'x.sqlite' as x",
+        "explain detach main",
+        "explain begin",
+        "explain savepoint x",
+        "explain vacuum",
+        "explain create temp table x (a)",
+        "explain create virtual table x using fts5 (a)",
+        "explain insert into tickets values (1)",
         "begin",
         "commit",
         "vacuum",
@@ -252,7 +260,7 @@ fn what_grows_without_bound_is_stopped() {
         assert!(matches!(error, Error::Table(TableError::Limit { .. })), "{sql}: {error}");
     }
     // A row of many values, each small enough.
-    let many: Vec<_> = (0..20).map(|i| format!("printf('%20000000d', 1) as c{i}")).collect();
+    let many: Vec<_> = (0..4).map(|i| format!("printf('%20000000d', 1) as c{i}")).collect();
     let error = bench.error(&format!("select {}", many.join(", ")));
     assert!(matches!(error, Error::Table(TableError::Limit { .. })), "{error}");
     let deep = format!("select {}1{}", "(".repeat(5000), ")".repeat(5000));

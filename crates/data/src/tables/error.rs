@@ -134,9 +134,17 @@ pub enum TableError {
         /// The file.
         path: PathBuf,
     },
-    /// A file that cannot be written to.
-    #[error("cannot write `{}`: {what}", path.display())]
+    /// A file that no table is written to.
+    #[error("cannot export to `{}`: {what}", path.display())]
     Export {
+        /// The file.
+        path: PathBuf,
+        /// Why not, and what to do.
+        what: String,
+    },
+    /// A file that the file system does not let be written.
+    #[error("cannot write `{}`: {what}", path.display())]
+    Write {
         /// The file.
         path: PathBuf,
         /// Why not, and what to do.
@@ -173,7 +181,7 @@ pub enum TableError {
 impl TableError {
     /// Whether the file system is the trouble and not what the user gave.
     pub fn is_io(&self) -> bool {
-        matches!(self, Self::Busy { .. } | Self::Full { .. } | Self::Store { .. })
+        matches!(self, Self::Busy { .. } | Self::Full { .. } | Self::Store { .. } | Self::Write { .. })
     }
 
     pub(super) fn sql(what: impl Into<String>) -> Self {

@@ -29,7 +29,7 @@ impl Tables {
     /// `force`. JSONL gives back every value as it was loaded; in CSV everything is text, lists and objects as JSON.
     ///
     /// # Errors
-    /// [`TableError::Export`], [`TableError::FileExists`], and those of [`Tables::find`].
+    /// [`TableError::Export`], [`TableError::Write`], [`TableError::FileExists`], and those of [`Tables::find`].
     pub fn export(&self, source: &TableRef, file: &Path, force: bool) -> Result<Exported, Error> {
         let bad = |what: String| TableError::Export { path: file.to_owned(), what };
         let extension = file.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
@@ -43,7 +43,10 @@ impl Tables {
         }
         let rows = self.read(source)?;
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let io = |e: std::io::Error| Error::Table(bad(format!("{e}; check the folder and its permissions")));
+        let io = |e: std::io::Error| {
+            let what = format!("{e}; check the folder, its permissions and the room on the disk");
+            Error::Table(TableError::Write { path: file.to_owned(), what })
+        };
         let mut temporary = temporary(folder).map_err(io)?;
         let mut exported = Exported { rows: 0, bytes: 0, nulls: 0 };
         let mut out = BufWriter::with_capacity(1 << 16, temporary.as_file_mut());
