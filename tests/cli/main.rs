@@ -10,5 +10,6 @@ mod jobs;
 mod keys;
 mod quote;
 mod support;
+mod tables;
 mod train;
 mod usage;

@@ -170,7 +170,13 @@ fn bad_rows_are_named_by_line() {
     );
     fails("", &with(b"{\"completion\": \"a\"}"), 65, "rows.jsonl`:22: ", "data");
     fails("", &with(b"{\"prompt\": \"a\", "), 65, "rows.jsonl`:22: invalid JSON", "data");
-    fails("", &with(b"{\"prompt\": \"\xff\", \"completion\": \"b\"}"), 65, "rows.jsonl`:22: the byte at column 13", "data");
+    fails(
+        "",
+        &with(b"{\"prompt\": \"\xff\", \"completion\": \"b\"}"),
+        65,
+        "rows.jsonl`:22: the byte at column 13",
+        "data",
+    );
     fails("", &with(b"[1]"), 65, "rows.jsonl`:22: the line is a JSON", "data");
     fails("", &with(b"{\"prompt\": \"a\", \"completion\": \"  \"}"), 65, "rows.jsonl`:22: ", "data");
     fails(

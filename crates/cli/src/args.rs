@@ -1,11 +1,16 @@
 //! The command line, as clap reads it.
 
+mod check;
+mod data;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::args_check::{CheckArgs, QuoteArgs};
+pub(crate) use check::{CheckArgs, QuoteArgs};
+pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
+
 use crate::error::EXIT_CODES;
 use crate::spec;
 
@@ -61,7 +66,7 @@ pub(crate) enum Command {
     Train(TrainArgs),
     /// Generate text with a base model and, if given, an adapter
     Generate(GenerateArgs),
-    /// Look at training data
+    /// Training data: check it; load tables, look at them, query, split, export
     #[command(subcommand)]
     Data(DataCommand),
     /// Say what a job will take: tokens, steps, time, memory, disk, and its price if asked
@@ -183,13 +188,6 @@ pub(crate) struct GenerateArgs {
     pub(crate) json: bool,
 }
 
-/// `tunesmith data`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum DataCommand {
-    /// Check rows as a job would, and say what is wrong with them
-    Check(Box<CheckArgs>),
-}
-
 /// `tunesmith adapter`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdapterCommand {
@@ -229,8 +227,8 @@ impl Command {
         match self {
             Self::Train(args) => args.json,
             Self::Generate(args) => args.json,
-            Self::Data(DataCommand::Check(args)) => args.json,
             Self::Quote(args) => args.json,
+            Self::Data(command) => command.json(),
             Self::Adapter(AdapterCommand::Inspect { json, .. })
             | Self::Config(ConfigCommand::Show { json, .. }) => *json,
             Self::Config(ConfigCommand::Schema) | Self::Completions { .. } => false,

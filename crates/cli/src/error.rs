@@ -159,6 +159,7 @@ impl CliError {
             Self::Device(_) => ("device", "device_missing"),
             Self::JobDir(_) | Self::Io { .. } => ("io", "io_error"),
             Self::Model(e) | Self::Infer(tunesmith_infer::Error::Model(e)) => model_kind(e),
+            Self::Data(tunesmith_data::Error::Table(e)) => table_kind(e),
             Self::Data(e) => data_kind(e),
             Self::Train(e) => train_kind(e),
             Self::Infer(tunesmith_infer::Error::NotFinite { .. }) => ("numeric", "non_finite_output"),
@@ -249,6 +250,23 @@ fn data_kind(error: &tunesmith_data::Error) -> (&'static str, &'static str) {
         _ => "unsupported_model",
     };
     ("data", code)
+}
+
+fn table_kind(error: &tunesmith_data::TableError) -> (&'static str, &'static str) {
+    use tunesmith_data::TableError;
+    match error {
+        TableError::Full { .. } => ("io", "disk_full"),
+        e if e.is_io() => ("io", "io_error"),
+        TableError::NoTable { .. } | TableError::NoSnapshot { .. } => ("data", "unknown_table"),
+        TableError::Exists { .. } | TableError::FileExists { .. } => ("data", "already_exists"),
+        TableError::NoColumn { .. } => ("data", "missing_column"),
+        TableError::Nothing { .. } => ("data", "too_few_examples"),
+        TableError::Record { .. } => ("data", "invalid_file_format"),
+        TableError::Refused { .. } => ("data", "query_refused"),
+        TableError::Limit { .. } => ("data", "query_limit"),
+        TableError::Sql { .. } | TableError::Value { .. } => ("data", "invalid_query"),
+        _ => ("data", "invalid_table"),
+    }
 }
 
 fn train_kind(error: &tunesmith_train::Error) -> (&'static str, &'static str) {

@@ -1,7 +1,6 @@
 //! The tunesmith command line: job files, job directories, progress and reports around the engine.
 
 mod args;
-mod args_check;
 mod commands;
 mod energy;
 pub mod engine;
@@ -19,7 +18,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::json;
 
-use args::{AdapterCommand, Cli, Command, DataCommand};
+use args::{AdapterCommand, Cli, Command};
 use commands::train::Failed;
 use error::CliError;
 
@@ -53,15 +52,15 @@ fn dispatch(command: &Command) -> Result<ExitCode, Failed> {
     match command {
         Command::Train(args) => commands::train::run(args)?,
         Command::Generate(args) => commands::generate::run(args)?,
-        // What is wrong with the rows is said in the report already.
-        Command::Data(DataCommand::Check(args)) => {
-            if commands::data_check::run(args)? {
-                return Ok(ExitCode::from(error::BAD_DATA));
-            }
-        }
         Command::Quote(args) => commands::quote::run(args)?,
         Command::Adapter(AdapterCommand::Inspect { dir, json }) => commands::inspect::run(dir, *json)?,
         Command::Config(command) => commands::config::run(command)?,
+        // What is wrong with the rows is said in the report already.
+        Command::Data(command) => {
+            if !commands::data::run(command)? {
+                return Ok(ExitCode::from(error::BAD_DATA));
+            }
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "tunesmith", &mut script);

@@ -11,11 +11,16 @@ use crate::out;
 /// Shortest time between two plain lines about steps.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Shortest time between two plain lines about rows.
+const ROWS_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Shows loading, steps and evaluations.
 #[derive(Debug)]
 pub struct Progress {
     mode: Mode,
     rate: Rate,
+    /// When rows were first told.
+    started: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -35,7 +40,7 @@ impl Progress {
         } else {
             Mode::Plain { last: None }
         };
-        Self { mode, rate: Rate::default() }
+        Self { mode, rate: Rate::default(), started: None }
     }
 
     /// `done` of `total` tensors of the base model are read.
@@ -67,6 +72,30 @@ impl Progress {
         self.bar(done, total, "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
         if let Mode::Bar { bar: Some(bar) } = &self.mode {
             bar.set_message(file.to_owned());
+        }
+    }
+
+    /// So many rows of a source whose end is not known. Nothing is said in the first second.
+    pub fn rows(&mut self, doing: &str, done: u64) {
+        let now = Instant::now();
+        let started = *self.started.get_or_insert(now);
+        if now.duration_since(started) < PLAIN_INTERVAL {
+            return;
+        }
+        match &mut self.mode {
+            Mode::Quiet => {}
+            Mode::Plain { last } => {
+                if last.is_none_or(|last| now.duration_since(last) >= ROWS_INTERVAL) {
+                    *last = Some(now);
+                    out::note(&format!("{doing}: {} rows", thousands(done as usize)));
+                }
+            }
+            Mode::Bar { bar } => {
+                let template = "{spinner} {msg} {human_pos} rows, {per_sec}";
+                let bar = bar.get_or_insert_with(|| new_bar(u64::MAX, template));
+                bar.set_message(doing.to_owned());
+                bar.set_position(done);
+            }
         }
     }
 

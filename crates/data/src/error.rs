@@ -146,6 +146,9 @@ pub enum Error {
     /// A file, directory, pattern or address that rows are read from.
     #[error(transparent)]
     Source(#[from] crate::source::SourceError),
+    /// A table or a query.
+    #[error(transparent)]
+    Table(#[from] crate::tables::TableError),
     /// Ids do not decode.
     #[error("cannot decode token ids: {0}")]
     Decode(String),

@@ -14,6 +14,7 @@ mod source;
 mod split;
 mod spool;
 mod store;
+mod tables;
 mod template;
 mod tokenizer;
 
@@ -31,5 +32,9 @@ pub use source::{
 pub use split::{Split, split};
 pub use spool::{Spool, SpoolWriter};
 pub use store::{Part, TokenStore, TokenStoreWriter};
+pub use tables::{
+    Column, Exported, Kind, LoadOrigin, MayRead, Origin, QueryLimits, QueryOptions, Snapshot, SnapshotRef,
+    SplitOptions, TableError, TableName, TableRef, TableRows, Tables, TrainingData, open_training_data,
+};
 pub use template::{ChatTemplate, Now, Rendered, SpecialTokens};
 pub use tokenizer::{DecodeStream, TextTokenizer, Tokens};

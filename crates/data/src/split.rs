@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use crate::error::Error;
 use crate::sip::siphash24;
 
+/// Second half of the key that ranks groups; the first is the seed.
+const RANK_KEY: u64 = 0x7475_6e65_736d_6974;
+
 /// Which rows go where: indices into the list that was split, each half in its original order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
@@ -28,7 +31,7 @@ pub fn split(fingerprints: &[u128], fraction: f64, seed: u64) -> Result<Split, E
     }
     let mut groups: BTreeMap<(u64, u128), Vec<usize>> = BTreeMap::new();
     for (row, &print) in fingerprints.iter().enumerate() {
-        let rank = siphash24(seed, 0x7475_6e65_736d_6974, &print.to_le_bytes());
+        let rank = siphash24(seed, RANK_KEY, &print.to_le_bytes());
         groups.entry((rank, print)).or_default().push(row);
     }
     let count = groups.len();
@@ -44,6 +47,33 @@ pub fn split(fingerprints: &[u128], fraction: f64, seed: u64) -> Result<Split, E
     split.train.sort_unstable();
     split.validation.sort_unstable();
     Ok(split)
+}
+
+/// Splits into several parts: the part of each row. Equal fingerprints form one group, and the groups are ranked as in
+/// [`split`]; each part takes its share of them, the last part the first ranks. `weights` add up to 1. None when
+/// there are fewer groups than parts.
+pub(crate) fn split_parts(fingerprints: &[u128], weights: &[f64], seed: u64) -> Option<Vec<usize>> {
+    let rank = |print: u128| (siphash24(seed, RANK_KEY, &print.to_le_bytes()), print);
+    let mut groups: Vec<(u64, u128)> = fingerprints.iter().map(|&print| rank(print)).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    let (count, parts) = (groups.len(), weights.len());
+    if count < parts || parts == 0 {
+        return None;
+    }
+    // ends[i]: the ranks below it belong to the part i from the back, or to those behind it.
+    let (mut ends, mut share, mut end) = (Vec::with_capacity(parts), 0.0, 0);
+    for (place, weight) in weights.iter().rev().enumerate() {
+        share += weight;
+        let wanted = (share * count as f64).round() as usize;
+        end = if place + 1 == parts { count } else { wanted.clamp(end + 1, count - (parts - place - 1)) };
+        ends.push(end);
+    }
+    let part = |print: u128| {
+        let place = groups.binary_search(&rank(print)).unwrap_or_default();
+        parts - 1 - ends.partition_point(|&end| end <= place)
+    };
+    Some(fingerprints.iter().map(|&print| part(print)).collect())
 }
 
 #[cfg(test)]
@@ -100,6 +130,26 @@ mod tests {
         assert_eq!(split(&distinct[..1], 0.5, 0).unwrap().validation.len(), 0);
         assert_eq!(split(&[], 0.5, 0).unwrap(), Split { train: vec![], validation: vec![] });
         assert_eq!(split(&distinct, 0.0, 0).unwrap().validation.len(), 0);
+    }
+
+    #[test]
+    fn two_parts_are_the_two_halves_and_no_part_is_empty() {
+        for salt in 0..200 {
+            let all = prints(2 + salt as usize % 61, 2 + salt % 40, salt);
+            let Some(parts) = split_parts(&all, &[0.8, 0.2], salt) else { continue };
+            let halves = split(&all, 0.2, salt).unwrap();
+            let of = |part| (0..all.len()).filter(|&i| parts[i] == part).collect::<Vec<_>>();
+            assert_eq!((of(0), of(1)), (halves.train, halves.validation));
+        }
+        let distinct: Vec<u128> = (0..100).collect();
+        let sizes = |list: &[u128], weights: &[f64]| {
+            let parts = split_parts(list, weights, 3).unwrap();
+            (0..weights.len()).map(|part| parts.iter().filter(|&&p| p == part).count()).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(&distinct, &[0.7, 0.2, 0.1]), [70, 20, 10]);
+        assert_eq!(sizes(&distinct[..3], &[0.98, 0.01, 0.01]), [1, 1, 1]);
+        assert_eq!(sizes(&distinct[..4], &[0.001, 0.001, 0.998]), [1, 1, 2]);
+        assert_eq!(split_parts(&[7, 7, 8], &[0.4, 0.3, 0.3], 0), None);
     }
 
     #[test]

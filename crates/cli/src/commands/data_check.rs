@@ -8,7 +8,7 @@ use tunesmith_data::check::{Check, CheckReport, Finding, Lengths, Severity, html
 use tunesmith_data::{Columns, DataReport, PrepareOptions};
 
 use super::mask;
-use crate::args_check::CheckArgs;
+use crate::args::CheckArgs;
 use crate::commands::current_dir;
 use crate::engine::{self, Checked, Source};
 use crate::error::CliError;

@@ -1,6 +1,7 @@
 //! The commands, one module each.
 
 pub(crate) mod config;
+pub(crate) mod data;
 pub(crate) mod data_check;
 pub(crate) mod generate;
 pub(crate) mod inspect;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::args_check::QuoteArgs;
+use crate::args::QuoteArgs;
 use crate::commands::{load, train::preflight};
 use crate::engine;
 use crate::error::CliError;

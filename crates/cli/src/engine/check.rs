@@ -5,12 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tunesmith_data::check::{
     Check, CheckReport, MaskPreview, NearDuplicates, NearOptions, StatOptions, Statistics,
 };
-use tunesmith_data::{
-    Encoder, Format, PrepareOptions, Prepared, Records, SourceOptions, TemplateChoice, prepare, split,
-};
+use tunesmith_data::{Encoder, Format, PrepareOptions, Prepared, TemplateChoice, prepare, split};
 
-use super::Source;
 use super::base::Base;
+use super::{Source, source};
 use crate::error::CliError;
 use crate::progress::Progress;
 
@@ -102,11 +100,6 @@ pub fn check(
     Ok(Checked { check: Check::new(train, validation, Some(similar)), previews })
 }
 
-/// The records of a source: the one place where it is decided what a source's name means.
-fn open_source(uris: &[String], format: Option<Format>) -> Result<Records, CliError> {
-    Ok(Records::open(uris, &SourceOptions { format, ..SourceOptions::default() })?)
-}
-
 struct Reading<'a> {
     request: &'a CheckRequest,
     options: &'a PrepareOptions,
@@ -121,7 +114,7 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     fn source(&mut self, uris: &[String]) -> Result<CheckReport, CliError> {
-        let mut records = open_source(uris, self.request.format)?;
+        let mut records = source::open(uris, self.request.format)?;
         let mut statistics = Statistics::new(StatOptions::default(), self.encoder);
         let mut rows = 0;
         let (encoder, options) = (self.encoder, self.options);

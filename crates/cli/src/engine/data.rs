@@ -1,16 +1,15 @@
 //! The rows of a job: read, split, frozen into the job directory.
 
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use tunesmith_data::{
-    BosRule, Columns, Counted, DataReport, Encoder, Part, Place, PrepareOptions, Prepared, Records, Row,
-    Shape, SourceOptions, Spool, SpoolWriter, TokenStore, TokenStoreWriter, prepare as prepare_rows, split,
+    BosRule, Columns, Counted, DataReport, Encoder, Part, Place, PrepareOptions, Prepared, Row, Shape, Spool,
+    SpoolWriter, TokenStore, TokenStoreWriter, prepare as prepare_rows, split,
 };
 
-use super::Run;
+use super::{Run, source};
 use crate::error::CliError;
 use crate::jobdir::{FORMAT_VERSION, Freezer, Manifest};
 
@@ -104,10 +103,7 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
     let mut tokens = TokenStoreWriter::new(&dir)?;
     let mut texts = SpoolWriter::new(&dir)?;
     let mut groups = Vec::new();
-    let mut records = Records::open(
-        &[uri.to_owned()],
-        &SourceOptions { format: run.spec.data.format, ..SourceOptions::default() },
-    )?;
+    let mut records = source::open(&[uri.to_owned()], run.spec.data.format)?;
     let (cancel, mut rows) = (run.cancel, 0);
     let progress = &mut run.progress;
     let mut each = |row: Prepared| {
@@ -194,17 +190,4 @@ fn warnings(report: &DataReport, limit: usize) -> Vec<String> {
     let ignored: Vec<_> = report.ignored_columns.iter().map(|c| format!("`{c}`")).collect();
     say(!ignored.is_empty(), format!("columns that nothing reads: {}", ignored.join(", ")));
     said
-}
-
-/// Whether a source is a path that names one thing, and no address, pattern or standard input.
-pub(crate) fn is_plain_path(uri: &str) -> bool {
-    uri != "-" && !uri.contains("://") && !uri.contains(['*', '?', '['])
-}
-
-/// Where rows are read from, made absolute if it is a path.
-pub(crate) fn absolute(uri: &str, cwd: &Path) -> String {
-    if uri == "-" || uri.contains("://") {
-        return uri.to_owned();
-    }
-    cwd.join(uri).to_string_lossy().into_owned()
 }

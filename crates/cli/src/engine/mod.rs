@@ -7,6 +7,7 @@ mod device;
 mod generate;
 mod preview;
 mod quote;
+mod source;
 mod train;
 
 use std::path::{Path, PathBuf};
@@ -21,10 +22,10 @@ use crate::progress::Progress;
 use crate::spec::{JobSpec, is_repo_id};
 
 pub use check::{CheckRequest, Checked, check};
-pub(crate) use data::{absolute, is_plain_path};
 pub use device::check as check_device;
 pub use generate::generate;
 pub use quote::quote;
+pub(crate) use source::{absolute, is_plain_path};
 pub use train::train;
 
 /// A training run: what it is told, and where it says how it goes.
