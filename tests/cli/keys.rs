@@ -145,7 +145,10 @@ fn keys_of_data() {
         .failed(65, "the row has");
     let cut = ["--set", "data.max_seq_length=24", "--set", "data.over_long=truncate-prompt"];
     let ran = bench.run(&[&["train", "job.toml"][..], &cut].concat());
-    assert!(ran.stderr.contains("of prompt to fit 24"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("cut at the beginning of the prompt, by 40 tokens in all, to fit 24"),
+        "{ran:?}"
+    );
 }
 
 #[test]

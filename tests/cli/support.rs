@@ -45,6 +45,13 @@ impl Ran {
         assert!(!self.stderr.contains("panicked"), "{self:?}");
         self
     }
+
+    /// Asserts that it went well.
+    #[track_caller]
+    pub(crate) fn ok(&self) -> &Self {
+        assert_eq!(self.code, 0, "{self:?}");
+        self
+    }
 }
 
 impl Bench {

@@ -47,10 +47,10 @@ fn queries_read_and_never_write() {
     let counted = sql("select ticket_id, count(*) as n from tickets group by 1 order by 1").json();
     assert_eq!(counted["rows"], json!([{ "ticket_id": "007", "n": 2 }, { "ticket_id": "008", "n": 1 }]));
     for (text, said) in [
-        ("drop table tickets", "select"),
+        ("drop table tickets", "SELECT"),
         ("select * from ticket", "tickets"),
         ("select answer from tickets", "answer"),
-        ("attach 'x.db' as x", "select"),
+        ("attach 'x.db' as x", "SELECT"),
         ("select * from sqlite_master", "sqlite_master"),
     ] {
         sql(text).failed(65, said);

@@ -4,8 +4,9 @@ use std::fs;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
+use tunesmith_data::check::{Finding, Severity, StatOptions, Statistics};
 use tunesmith_data::{
-    BosRule, Columns, Counted, DataReport, Encoder, Part, Place, PrepareOptions, Prepared, Row, Shape, Spool,
+    BosRule, Columns, DataReport, Encoder, Part, Place, PrepareOptions, Prepared, Row, Shape, Spool,
     SpoolWriter, TokenStore, TokenStoreWriter, prepare as prepare_rows, split,
 };
 
@@ -103,6 +104,7 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
     let mut tokens = TokenStoreWriter::new(&dir)?;
     let mut texts = SpoolWriter::new(&dir)?;
     let mut groups = Vec::new();
+    let mut statistics = Statistics::new(StatOptions::default(), encoder);
     let mut records = source::open(&[uri.to_owned()], run.spec.data.format)?;
     let (cancel, mut rows) = (run.cancel, 0);
     let progress = &mut run.progress;
@@ -112,6 +114,7 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
         }
         rows += 1;
         progress.reading(rows);
+        statistics.add(&row);
         if row.fate.is_kept() {
             tokens.push(&row.encoded.example)?;
             let text = serde_json::to_vec(&row.row.to_value());
@@ -123,12 +126,27 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
     let report = prepare_rows(&mut records, encoder, options, &mut each);
     progress.read();
     let report = report?;
-    run.log(&json!({ "type": "data", "data": { "source": uri, "report": &report } }))?;
-    report.check(options)?;
-    run.progress.note(&format!("`{}`: {} rows, {}", report.title(), report.rows, report.shape));
-    for warning in warnings(&report, options.max_seq_length) {
-        run.progress.note(&format!("note: `{}`: {warning}", report.title()));
+    let checked = statistics.finish(report, options, encoder);
+    run.log(&json!({ "type": "data", "data": { "source": uri, "check": &checked } }))?;
+    checked.data.check(options)?;
+    let title = checked.data.title();
+    run.progress.note(&format!("`{title}`: {} rows, {}", checked.data.rows, checked.data.shape));
+    for note in records.notes() {
+        run.progress.note(&format!("note: `{title}`: {note}"));
     }
+    for finding in &checked.findings {
+        let text = said(finding, &checked.data);
+        match finding.severity {
+            Severity::Error => {
+                let message = format!("`{title}`: {text}");
+                let hint = Some(format!("`tunesmith data check {uri}` shows all of it"));
+                return Err(CliError::Input { code: "invalid_data", message, hint });
+            }
+            Severity::Warning => run.progress.note(&format!("warning: `{title}`: {text}")),
+            Severity::Note => run.progress.note(&format!("note: `{title}`: {text}")),
+        }
+    }
+    let report = checked.data;
     Ok(Data { report, tokens: Arc::new(tokens.finish()?), texts: texts.finish()?, groups })
 }
 
@@ -152,42 +170,14 @@ fn text_of(texts: &Spool, row: usize, place: Place) -> Result<Row, CliError> {
     Ok(shape.parse(object, place)?.row)
 }
 
-/// What a person should know about the rows, though training goes on.
-fn warnings(report: &DataReport, limit: usize) -> Vec<String> {
-    let rows = |n: usize| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
-    let lines = |c: &Counted| {
-        let one = |p: &Place| match report.files.as_slice() {
-            [_] => p.number.to_string(),
-            _ => report.locate(*p),
-        };
-        let listed = c.places.iter().map(one).collect::<Vec<_>>().join(", ");
-        let more = if c.count > c.places.len() { ", ..." } else { "" };
-        format!("{} (line {listed}{more})", rows(c.count))
+/// A finding with the places of its first rows.
+fn said(finding: &Finding, report: &DataReport) -> String {
+    let one = |p: &Place| match report.files.as_slice() {
+        [_] => p.number.to_string(),
+        _ => report.locate(*p),
     };
-    let mut said = Vec::new();
-    let mut say = |holds: bool, text: String| {
-        if holds {
-            said.push(text);
-        }
-    };
-    let counted = |c: &Counted| c.count > 0;
-    let over_long = &report.dropped_over_long;
-    say(counted(over_long), format!("{} longer than {limit} tokens, left out", lines(over_long)));
-    let cut = &report.truncated;
-    let text = format!("{} lost {} tokens of prompt to fit {limit}", lines(cut), report.truncated_tokens);
-    say(counted(cut), text);
-    let zero = &report.zero_trained;
-    say(counted(zero), format!("{} with nothing to learn, left out", lines(zero)));
-    let duplicates = report.duplicates.count;
-    say(duplicates > 0, format!("{} repeat an earlier row", rows(duplicates)));
-    let control = &report.control_text;
-    say(counted(control), format!("{} whose text spells a control token, which it becomes", lines(control)));
-    let literal = &report.literal_control_text;
-    say(counted(literal), format!("{} whose text spells a control token and stays text", lines(literal)));
-    let differs = &report.prompt_differs;
-    let text = format!("{} whose prompt the chat template renders differently at inference", lines(differs));
-    say(counted(differs), text);
-    let ignored: Vec<_> = report.ignored_columns.iter().map(|c| format!("`{c}`")).collect();
-    say(!ignored.is_empty(), format!("columns that nothing reads: {}", ignored.join(", ")));
-    said
+    match finding.places.iter().map(one).collect::<Vec<_>>().join(", ").as_str() {
+        "" => finding.message.clone(),
+        listed => format!("{} (line {listed})", finding.message),
+    }
 }
