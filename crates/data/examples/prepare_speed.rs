@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         group: None,
     };
     let begun = Instant::now();
-    let mut records = Records::open(&[rows.clone()], &SourceOptions::default())?;
+    let mut records = Records::open(std::slice::from_ref(rows), &SourceOptions::default())?;
     let mut store = TokenStoreWriter::new(&std::env::temp_dir())?;
     let report = prepare::<Error>(&mut records, &encoder, &options, &mut |row| {
         if row.fate.is_kept() { store.push(&row.encoded.example) } else { Ok(()) }

@@ -62,7 +62,7 @@ fn named(name: &str) -> TableName {
 }
 
 fn lines(rows: &[Value]) -> String {
-    rows.iter().map(|row| format!("{row}\n")).collect()
+    rows.iter().flat_map(|row| [row.to_string(), "\n".to_owned()]).collect()
 }
 
 fn all(mut rows: impl RecordReader) -> Result<Vec<Value>, Error> {
