@@ -9,6 +9,7 @@ use serde_json::{Deserializer, Map, Number, Value};
 
 use super::snippet::{shown, snippet};
 use crate::error::{RowError, Spot};
+use crate::tables::too_large_integer;
 
 /// The object that `text` spells. A key that stands twice in one object is an error at every depth: parsers would keep
 /// the last value and say nothing.
@@ -16,13 +17,24 @@ use crate::error::{RowError, Spot};
 /// # Errors
 /// Where the text stops being one JSON object, and why.
 pub fn parse_object(text: &str) -> Result<Map<String, Value>, RowError> {
-    let duplicate = Cell::new(None);
+    let seen = Seen::default();
     let mut parser = Deserializer::from_str(text);
-    let value = Strict(&duplicate).deserialize(&mut parser).and_then(|v| parser.end().map(|()| v));
+    let value = Strict(&seen).deserialize(&mut parser).and_then(|v| parser.end().map(|()| v));
+    // Only a large number can be a whole one that was rounded, and only its digits tell.
+    if let (Ok(_), true, Some((column, _))) = (&value, seen.large.get(), too_large_integer(text)) {
+        let byte = column - 1;
+        let line = text[..byte].matches('\n').count() + 1;
+        let start = text[..byte].rfind('\n').map_or(0, |newline| newline + 1);
+        return Err(RowError::InvalidJson {
+            at: Spot { line, column: byte - start + 1 },
+            reason: "a number beyond 64 bits would lose digits, write it as a string".to_owned(),
+            snippet: snippet(text.as_bytes(), byte),
+        });
+    }
     match value {
         Ok(Value::Object(object)) => Ok(object),
         Ok(other) => Err(RowError::NotAnObject { found: bare_type(&other) }),
-        Err(error) => Err(explain(text, &error, duplicate.take())),
+        Err(error) => Err(explain(text, &error, seen.duplicate.take())),
     }
 }
 
@@ -60,7 +72,16 @@ fn byte_of(text: &str, at: Spot) -> usize {
     before + at.column - 1
 }
 
-struct Strict<'a>(&'a Cell<Option<String>>);
+/// What the parser met on its way.
+#[derive(Default)]
+struct Seen {
+    /// A key that stands twice.
+    duplicate: Cell<Option<String>>,
+    /// Whether a number is larger than 64 bits hold.
+    large: Cell<bool>,
+}
+
+struct Strict<'a>(&'a Seen);
 
 impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
@@ -90,9 +111,9 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        // A whole number that 64 bits do not hold arrives here rounded.
+        // A whole number that 64 bits do not hold arrives here rounded, among true floats.
         if value >= u64::MAX as f64 || value <= i64::MIN as f64 {
-            return Err(E::custom("a number beyond 64 bits would lose digits, write it as a string"));
+            self.0.large.set(true);
         }
         Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
@@ -125,7 +146,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
                     place.insert(entries.next_value_seed(Strict(self.0))?);
                 }
                 Entry::Occupied(place) => {
-                    self.0.set(Some(place.key().clone()));
+                    self.0.duplicate.set(Some(place.key().clone()));
                     return Err(A::Error::custom("duplicate key"));
                 }
             }

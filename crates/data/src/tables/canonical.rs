@@ -43,7 +43,7 @@ fn plain(value: &(impl serde::Serialize + ?Sized), out: &mut Vec<u8>) {
 
 /// The first integer in a JSON text that 64 bits do not hold, which the parser would round to a float without a
 /// word: its one-based column and its digits.
-pub(super) fn too_large_integer(text: &str) -> Option<(usize, &str)> {
+pub(crate) fn too_large_integer(text: &str) -> Option<(usize, &str)> {
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {

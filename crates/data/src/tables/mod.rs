@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
+pub(crate) use canonical::too_large_integer;
 pub use catalog::{Column, Origin, Snapshot, SnapshotRef};
 pub use error::TableError;
 pub use export::Exported;
