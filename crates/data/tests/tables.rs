@@ -206,7 +206,7 @@ fn a_bad_record_ends_the_load_and_leaves_nothing() {
     assert!(bench.refusal("{\"_tunesmith_row\": 1}\n").contains("is reserved"));
     assert_eq!(
         bench.refusal(""),
-        "`rows.jsonl` has no rows, so there is no table to make; give a file with rows"
+        "`rows.jsonl` has no rows; give it at least one, with `prompt` and `completion` or with `messages`"
     );
     assert!(bench.refusal("{}\n").contains("has no columns"));
     let wide: Map<String, Value> = (0..1991).map(|i| (format!("c{i}"), json!(i))).collect();
