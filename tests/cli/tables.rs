@@ -118,3 +118,80 @@ fn a_job_trains_on_a_table_and_on_a_query() {
     assert_eq!(manifest["sources"][0]["files"][0]["name"], "tickets@1");
     bench.run(&["train", "job.toml", "--set", "data.train=nothing"]).failed(65, "nothing");
 }
+
+/// Rows of 2 KB each: more than SQLite keeps in memory before it writes to the disk.
+fn large_rows(count: usize) -> String {
+    let text = "x".repeat(2000);
+    (0..count).map(|i| json!({ "prompt": i.to_string(), "completion": text }).to_string() + "\n").collect()
+}
+
+#[test]
+#[cfg(unix)]
+fn a_load_that_is_killed_leaves_nothing() {
+    use std::io::Write as _;
+    let bench = loaded();
+    let mut command = bench.command(&["data", "load", "large", "-", "--format", "jsonl"]);
+    command.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // The program has taken all of it but what a pipe holds, and waits for more.
+    stdin.write_all(large_rows(40_000).as_bytes()).unwrap();
+    let log = std::fs::metadata(bench.home().join("tables.sqlite-wal")).unwrap().len();
+    assert!(log > 1 << 20, "it was writing when it was killed: {log}");
+    child.kill().unwrap();
+    assert!(!child.wait().unwrap().success());
+    let list = bench.run(&["data", "ls", "--json"]).json();
+    assert_eq!((list.as_array().unwrap().len(), &list[0]["name"]), (1, &json!("tickets")));
+    bench.run(&["data", "load", "large", "tickets.csv"]).ok();
+}
+
+#[test]
+#[cfg(unix)]
+fn a_disk_that_fills_up_leaves_nothing() {
+    let bench = loaded();
+    bench.write("large.jsonl", large_rows(40_000));
+    let ran = crate::jobs::with_file_limit(&bench, 20_000, "data load large large.jsonl");
+    ran.failed(74, "tables.sqlite`");
+    let list = bench.run(&["data", "ls", "--json"]).json();
+    assert_eq!((list.as_array().unwrap().len(), &list[0]["name"]), (1, &json!("tickets")));
+    bench.run(&["data", "sql", "select * from large"]).failed(65, "there is no table `large`");
+}
+
+#[test]
+fn text_and_json_say_the_same_and_limits_are_told() {
+    let bench = loaded();
+    let text = bench.run(&["data", "sql", "select ticket_id, prompt from tickets", "--limit", "2"]);
+    assert_eq!(
+        text.stdout,
+        "ticket_id  prompt\n─────────  ────────────\n007        Where is it?\n008        Two\\nlines\n2 rows\n"
+    );
+    assert!(text.stderr.contains("only the first 2 rows are shown; --limit 0 gives all"), "{text:?}");
+    let json = bench.run(&["data", "sql", "select ticket_id from tickets", "--limit", "2", "--json"]).json();
+    assert_eq!((json["rows"].as_array().unwrap().len(), &json["more"]), (2, &json!(true)));
+    let csv = bench.run(&["data", "sql", "select ticket_id from tickets", "--limit", "0", "--csv"]);
+    assert_eq!((csv.stdout.as_str(), csv.stderr.as_str()), ("ticket_id\n007\n008\n007\n", ""));
+    let error = bench.run(&["data", "sql", "select promt from tickets", "--json"]);
+    error.failed(65, "perhaps you mean `prompt`");
+    assert_eq!(error.json()["error"]["code"], "invalid_query");
+    bench
+        .run(&[
+            "data",
+            "sql",
+            "with recursive r(i) as (select 1 union all select i + 1 from r) select max(i) from r",
+            "--timeout",
+            "1",
+        ])
+        .failed(65, "it ran longer than 1 s;");
+    for (args, said) in [
+        (&["data", "split", "tickets", "1", "1", "1"][..], "--names a,b,c"),
+        (&["data", "split", "tickets", "1"], "2"),
+        (&["data", "sql", "select 1", "--json", "--csv"], "cannot be used with"),
+        (&["data", "show", "tickets@0"], "snapshot number"),
+    ] {
+        bench.run(args).failed(2, said);
+    }
+    for verb in ["load", "ls", "show", "sql", "split", "export", "rm"] {
+        let help = bench.run(&["data", verb, "--help"]);
+        assert!(help.code == 0 && (verb == "ls" || help.stdout.contains("Examples:")), "{help:?}");
+    }
+}

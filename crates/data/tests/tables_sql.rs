@@ -248,7 +248,7 @@ fn what_grows_without_bound_is_stopped() {
     ] {
         assert_eq!(
             bench.rows_with(sql, &quick).unwrap_err().to_string(),
-            "the query was stopped: it ran longer than 0.05 seconds; filter more, or allow it more time"
+            "the query was stopped: it ran longer than 0.05 s; filter more, or allow it more time"
         );
     }
     for sql in [

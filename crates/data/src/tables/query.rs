@@ -209,7 +209,7 @@ fn lost(what: &str) -> Error {
 
 fn out_of_time(time: Duration) -> TableError {
     TableError::limit(format!(
-        "it ran longer than {} seconds; filter more, or allow it more time",
+        "it ran longer than {} s; filter more, or allow it more time",
         time.as_secs_f64()
     ))
 }
