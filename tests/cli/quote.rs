@@ -50,6 +50,8 @@ fn the_job_then_does_what_was_quoted() {
     let (plan, costs) = (&quote["plan"], &quote["costs"]);
     assert_eq!(costs["tokens"], sum("tokens"));
     assert_eq!(costs["trained_tokens"], sum("trained_tokens"));
+    let result = crate::support::read_json(&job.join("result.json"));
+    assert_eq!((&costs["tokens"], &costs["trained_tokens"]), (&result["tokens"], &result["trained_tokens"]));
     assert_eq!(costs["steps"], of("step").len());
     assert_eq!(costs["steps"], of("plan")[0]["total_steps"]);
     assert_eq!((&plan["rows"], &costs["epochs"]), (&of("plan")[0]["train_examples"], &json!(2)));

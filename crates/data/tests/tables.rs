@@ -215,7 +215,7 @@ fn a_bad_record_ends_the_load_and_leaves_nothing() {
     let mut rows = vec![Ok(json!({"a": 1})); 9000];
     rows.push(Err(RowError::Utf16));
     let error = bench.load_records("t", &mut objects(rows), false).unwrap_err().to_string();
-    assert_eq!(error, "`objects`:9001: the file is UTF-16; save it as UTF-8");
+    assert_eq!(error, "`objects`, row 9001: the file is UTF-16; save it as UTF-8");
     assert!(bench.tables.list().unwrap().is_empty());
     // No table of a broken load is left in the database either.
     let raw = rusqlite::Connection::open(bench.tables.path()).unwrap();

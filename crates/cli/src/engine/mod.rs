@@ -85,7 +85,9 @@ impl<'a> Run<'a> {
         self.log(event)?;
         match event {
             Event::Plan { total_steps, .. } => self.result.total_steps = *total_steps,
-            Event::Step { step, loss, .. } => {
+            Event::Step { step, loss, tokens, trained_tokens, .. } => {
+                self.result.tokens += tokens;
+                self.result.trained_tokens += trained_tokens;
                 self.result.steps = *step;
                 self.result.train_loss = Some(*loss);
             }

@@ -69,6 +69,12 @@ pub struct JobResult {
     pub steps: usize,
     /// Optimizer steps planned; 0 when it never came to a plan.
     pub total_steps: usize,
+    /// Tokens of all steps, prompts included: what a price is reckoned from.
+    #[serde(default)]
+    pub tokens: usize,
+    /// Tokens of all steps that counted in the loss.
+    #[serde(default)]
+    pub trained_tokens: usize,
     /// Loss of the last epoch's steps, weighted by their trained tokens; of the last step when it did not finish.
     pub train_loss: Option<f64>,
     /// Loss on the held-out rows before the first step.
@@ -97,6 +103,8 @@ impl JobResult {
             seconds: 0.0,
             steps: 0,
             total_steps: 0,
+            tokens: 0,
+            trained_tokens: 0,
             train_loss: None,
             initial_validation_loss: None,
             validation_loss: None,
