@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use rayon::prelude::*;
 
-use super::canonical::{too_large_integer, write_row};
+use super::canonical::write_row;
 use super::catalog::{self, Origin, Snapshot, SnapshotRef, Written};
 use super::error::TableError;
 use super::name::{TableName, TableRef};
@@ -63,16 +63,7 @@ impl Tables {
             let mut rows = Vec::with_capacity(ready.len());
             let mut places = Vec::with_capacity(ready.len());
             for (place, row) in ready {
-                match row {
-                    Ok(row) => rows.push(row),
-                    Err(Refused::Row(source)) => {
-                        return Err(Error::row(records, place, source));
-                    }
-                    Err(Refused::Other(what)) => {
-                        let name = records.name(place);
-                        return Err(TableError::Record { name, number: place.number, what }.into());
-                    }
-                }
+                rows.push(row.map_err(|fault| Error::row(records, place, fault))?);
                 places.push(place);
             }
             writer.push(&rows).map_err(|fault| match fault {
@@ -111,25 +102,8 @@ fn check_something(written: &Written, sources: impl FnOnce() -> String) -> Resul
     Err(TableError::Nothing { sources: sources(), what })
 }
 
-/// Why a record has no place in a table.
-enum Refused {
-    Row(RowError),
-    Other(String),
-}
-
-fn prepare(record: Record) -> Result<Ready, Refused> {
-    let raw = record.raw.map_err(Refused::Row)?;
-    // The parser would make a float of it.
-    let large = match &raw {
-        Raw::Line(text) => too_large_integer(text).map(|(column, digits)| {
-            format!("the integer {digits} at column {column} does not fit into 64 bits; write it as a string")
-        }),
-        Raw::Object(_) => None,
-    };
-    let object = raw.into_object().map_err(Refused::Row)?;
-    if let Some(what) = large {
-        return Err(Refused::Other(what));
-    }
+fn prepare(record: Record) -> Result<Ready, RowError> {
+    let object = record.raw.and_then(Raw::into_object)?;
     let mut canonical = Vec::new();
     write_row(&object, &mut canonical);
     Ok(Ready { object, canonical })
