@@ -126,6 +126,11 @@ fn variants() -> Vec<(String, TextTokenizer)> {
             let tokens = file["added_tokens"].as_array_mut().unwrap();
             tokens.push(added(32000, "▁", false, true));
             tokens.push(added(32001, "[é", true, false));
+            // Merges with a space at their end, which no public vocabulary has.
+            let merges = file["model"]["merges"].as_array_mut().unwrap();
+            merges.extend([json!(["é", "▁"]), json!(["e", "▁"])]);
+            file["model"]["vocab"]["é▁"] = json!(32002);
+            file["model"]["vocab"]["e▁"] = json!(32003);
         });
     }
     all
