@@ -2,33 +2,16 @@
 //! `TUNESMITH_SHARED` (default `../shared` beside the workspace).
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::Once;
+mod common;
 
+use std::path::{Path, PathBuf};
+
+use common::shared;
 use serde_json::Value;
 use tunesmith_data::{
     ChatTemplate, Encoder, Message, Now, Place, Prompt, Row, RowContent, SpecialTokens, TemplateChoice,
     TextTokenizer,
 };
-
-static ONCE: Once = Once::new();
-
-fn tokenizers() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let shared = std::env::var_os("TUNESMITH_SHARED").unwrap_or_else(|| "../shared".into());
-    let folder = root.join(shared).join("tokenizers");
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    // Written past the test harness, which hides what passing tests print.
-    ONCE.call_once(|| {
-        let line =
-            format!("SKIPPED golden tokenizer tests: no {} (set TUNESMITH_SHARED)\n", folder.display());
-        std::io::stderr().write_all(line.as_bytes()).unwrap();
-    });
-    None
-}
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -36,7 +19,7 @@ fn json(path: &Path) -> Value {
 
 /// Folders that hold `file`.
 fn cases(file: &str) -> Vec<PathBuf> {
-    let Some(folder) = tokenizers() else { return Vec::new() };
+    let Some(folder) = shared("tokenizers") else { return Vec::new() };
     let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
         .unwrap()
         .map(|e| e.unwrap().path())
@@ -134,7 +117,7 @@ fn golden_chats() {
 
 #[test]
 fn golden_public_templates() {
-    let Some(folder) = tokenizers() else { return };
+    let Some(folder) = shared("tokenizers") else { return };
     let folder = folder.join("public_chat_templates");
     let templates = json(&folder.join("templates.json"));
     let golden = json(&folder.join("golden_rendered.json"));

@@ -5,7 +5,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::base;
+use common::{base, shared};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tunesmith_data::{
@@ -34,11 +34,8 @@ fn user(content: &str) -> Vec<Message> {
 fn known() -> Vec<(String, ChatTemplate)> {
     let now = Now::date(2025, 3, 9);
     let mut dirs: Vec<PathBuf> = vec![base()];
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let shared = root.join(std::env::var_os("TUNESMITH_SHARED").unwrap_or_else(|| "../shared".into()));
-    let shared = shared.join("tokenizers");
     let mut found = Vec::new();
-    if shared.is_dir() {
+    if let Some(shared) = shared("tokenizers") {
         dirs.extend(std::fs::read_dir(&shared).unwrap().map(|e| e.unwrap().path()));
         for t in json(&shared.join("public_chat_templates/templates.json")).as_array().unwrap() {
             let text = |key: &str| t[key].as_str().unwrap().to_owned();

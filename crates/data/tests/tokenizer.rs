@@ -5,33 +5,16 @@ mod awkward;
 mod common;
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{LazyLock, Once};
+use std::sync::LazyLock;
 
 use awkward::awkward;
-use common::base;
+use common::{base, shared};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use tunesmith_data::{RowError, TextTokenizer, Tokens};
-
-/// The folder of test data, or a line that says what is skipped.
-fn shared() -> Option<PathBuf> {
-    static ONCE: Once = Once::new();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder = root.join(std::env::var_os("TUNESMITH_SHARED").unwrap_or_else(|| "../shared".into()));
-    if folder.join("tokenizers").is_dir() {
-        return Some(folder);
-    }
-    // Written past the test harness, which hides what passing tests print.
-    ONCE.call_once(|| {
-        let line = format!("SKIPPED public tokenizers: no {} (set TUNESMITH_SHARED)\n", folder.display());
-        std::io::stderr().write_all(line.as_bytes()).unwrap();
-    });
-    None
-}
 
 fn read(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -40,8 +23,8 @@ fn read(path: &Path) -> Value {
 /// Folders with a `tokenizer.json`: the shipped one, and the public ones where they are at hand.
 fn folders() -> Vec<PathBuf> {
     let mut all = vec![base()];
-    if let Some(shared) = shared() {
-        let found = std::fs::read_dir(shared.join("tokenizers")).unwrap().map(|e| e.unwrap().path());
+    if let Some(tokenizers) = shared("tokenizers") {
+        let found = std::fs::read_dir(tokenizers).unwrap().map(|e| e.unwrap().path());
         all.extend(found.filter(|p| p.join("tokenizer.json").is_file()));
         assert!(all.len() > 6);
     }
@@ -118,9 +101,9 @@ fn variants() -> Vec<(String, TextTokenizer)> {
         file["post_processor"] = template;
     });
     add("no post-processor", &base(), &|file| file["post_processor"] = Value::Null);
-    let Some(shared) = shared() else { return all };
+    let Some(tokenizers) = shared("tokenizers") else { return all };
     for (scheme, split) in [("always", true), ("always", false), ("first", true), ("never", false)] {
-        add(&format!("Metaspace {scheme} {split}"), &shared.join("tokenizers/mistral-v1-32k"), &|file| {
+        add(&format!("Metaspace {scheme} {split}"), &tokenizers.join("mistral-v1-32k"), &|file| {
             file["pre_tokenizer"]["prepend_scheme"] = json!(scheme);
             file["pre_tokenizer"]["split"] = json!(split);
             let tokens = file["added_tokens"].as_array_mut().unwrap();
@@ -214,10 +197,10 @@ fn corpus() -> Vec<String> {
             _ => {}
         }
     }
-    let Some(shared) = shared() else { return Vec::new() };
+    let Some(data) = shared("data") else { return Vec::new() };
     let mut found = BTreeSet::new();
     for folder in ["chat", "instructions", "licences", "structured", "support"] {
-        for entry in std::fs::read_dir(shared.join("data").join(folder)).unwrap() {
+        for entry in std::fs::read_dir(data.join(folder)).unwrap() {
             let path = entry.unwrap().path();
             match path.extension().and_then(|e| e.to_str()) {
                 Some("json") => texts(&read(&path), &mut found),
@@ -349,7 +332,7 @@ fn what_is_not_known_is_left_to_the_reference() {
 
 #[test]
 fn sentencepiece_tokenizers_with_unknown_parts_are_left_to_the_reference() {
-    let Some(shared) = shared() else { return };
+    let Some(tokenizers) = shared("tokenizers") else { return };
     let refused: [(&str, Edit<'_>); 5] = [
         ("merged bytes", &|f| {
             f["model"]["vocab"]["<0xE2><0x96>"] = json!(600);
@@ -363,7 +346,7 @@ fn sentencepiece_tokenizers_with_unknown_parts_are_left_to_the_reference() {
         ("another space", &|f| f["normalizer"]["normalizers"][1]["content"] = json!("_")),
     ];
     for (name, edit) in refused {
-        let slow = edited(&shared.join("tokenizers/stories-512"), edit);
+        let slow = edited(&tokenizers.join("stories-512"), edit);
         assert!(!slow.is_fast(), "{name}");
         check(name, &slow, "Once upon a time\u{7}<s> there");
     }

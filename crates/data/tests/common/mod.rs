@@ -1,13 +1,34 @@
 //! A model folder to vary: the shipped base model's tokenizer with another template or other special tokens.
 #![allow(dead_code, unreachable_pub)]
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use serde_json::{Value, json};
 use tunesmith_data::{
     Columns, Dataset, Encoder, Error, Now, OverLong, PrepareOptions, Records, Row, SourceOptions,
     TemplateChoice,
 };
+
+static ONCE: Once = Once::new();
+
+/// A folder of the shared test data (`TUNESMITH_SHARED`, by default `../shared` beside the workspace), or a line that
+/// says what is skipped.
+pub fn shared(folder: &str) -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let shared = std::env::var_os("TUNESMITH_SHARED").unwrap_or_else(|| "../shared".into());
+    let folder = root.join(shared).join(folder);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    // Written past the test harness, which hides what passing tests print.
+    ONCE.call_once(|| {
+        let line = format!("SKIPPED tests on shared data: no {} (set TUNESMITH_SHARED)\n", folder.display());
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+    });
+    None
+}
 
 pub const EOS: u32 = 4093;
 

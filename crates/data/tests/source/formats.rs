@@ -6,7 +6,8 @@ use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use serde_json::{Map, Value, json};
 use tunesmith_data::Format;
 
-use crate::kit::{Folder, parquet_text, read, sha256, shared_data};
+use crate::common::shared;
+use crate::kit::{Folder, parquet_text, read, sha256};
 
 /// Rows with all that is hard in text files.
 fn rows() -> Vec<Map<String, Value>> {
@@ -110,7 +111,7 @@ fn a_semicolon_is_said() {
 
 #[test]
 fn the_real_tickets_are_the_same_in_every_format() {
-    let Some(data) = shared_data() else { return };
+    let Some(data) = shared("data") else { return };
     let rows = |name: &str| read(data.join(name)).objects();
     let tickets = rows("support/tickets.jsonl");
     assert_eq!(tickets.len(), 2000);
@@ -132,7 +133,7 @@ fn the_real_tickets_are_the_same_in_every_format() {
 
 #[test]
 fn the_real_files_have_the_listed_checksums() {
-    let Some(data) = shared_data() else { return };
+    let Some(data) = shared("data") else { return };
     let sums = std::fs::read_to_string(data.join("SHA256SUMS")).unwrap();
     let mut compared = 0;
     for line in sums.lines() {

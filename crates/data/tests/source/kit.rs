@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 
 use parquet::basic::Compression;
 use parquet::data_type::{ByteArray, ByteArrayType};
@@ -139,25 +139,6 @@ pub fn parquet_text(columns: &[&str], groups: &[Vec<Vec<String>>], compression: 
 
 pub fn sha256(bytes: &[u8]) -> String {
     sha2::Sha256::digest(bytes).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
-}
-
-static ONCE: Once = Once::new();
-
-/// The folder of real data sets, when it is there.
-pub fn shared_data() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let shared = std::env::var_os("TUNESMITH_SHARED").unwrap_or_else(|| "../shared".into());
-    let folder = root.join(shared).join("data");
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    // Written past the test harness, which hides what passing tests print.
-    ONCE.call_once(|| {
-        let line =
-            format!("SKIPPED tests on real data sets: no {} (set TUNESMITH_SHARED)\n", folder.display());
-        std::io::stderr().write_all(line.as_bytes()).unwrap();
-    });
-    None
 }
 
 /// An error as `Records::open` gives it.

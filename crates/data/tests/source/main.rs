@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::unreadable_literal, unreachable_pub)]
 
 mod bad_input;
+#[path = "../common/mod.rs"]
+mod common;
 mod formats;
 mod fuzz;
 mod kit;
