@@ -1,7 +1,5 @@
 //! Train and validation halves by content hash.
 
-use std::collections::BTreeMap;
-
 use crate::error::Error;
 use crate::sip::siphash24;
 
@@ -29,24 +27,12 @@ pub fn split(fingerprints: &[u128], fraction: f64, seed: u64) -> Result<Split, E
     if !(0.0..1.0).contains(&fraction) {
         return Err(Error::Fraction { fraction });
     }
-    let mut groups: BTreeMap<(u64, u128), Vec<usize>> = BTreeMap::new();
-    for (row, &print) in fingerprints.iter().enumerate() {
-        let rank = siphash24(seed, RANK_KEY, &print.to_le_bytes());
-        groups.entry((rank, print)).or_default().push(row);
-    }
-    let count = groups.len();
-    let held_out = if fraction > 0.0 && count >= 2 {
-        ((fraction * count as f64).round() as usize).clamp(1, count - 1)
-    } else {
-        0
-    };
-    let mut split = Split { train: Vec::new(), validation: Vec::new() };
-    for (place, rows) in groups.into_values().enumerate() {
-        if place < held_out { &mut split.validation } else { &mut split.train }.extend(rows);
-    }
-    split.train.sort_unstable();
-    split.validation.sort_unstable();
-    Ok(split)
+    // Fewer than two groups, or none to hold out: nothing is held out.
+    let parts =
+        if fraction > 0.0 { split_parts(fingerprints, &[1.0 - fraction, fraction], seed) } else { None };
+    let held = |row: &usize| parts.as_ref().is_some_and(|parts| parts[*row] == 1);
+    let (validation, train) = (0..fingerprints.len()).partition(held);
+    Ok(Split { train, validation })
 }
 
 /// Splits into several parts: the part of each row. Equal fingerprints form one group, and the groups are ranked as in

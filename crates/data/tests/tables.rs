@@ -429,6 +429,7 @@ fn a_split_that_cannot_be_makes_nothing() {
     for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         assert!(refusal(&[("a", 1.0), ("b", weight)], None).contains("use a number above 0"));
     }
+    assert!(refusal(&[("a", 1e308), ("b", 1e308)], None).contains("use smaller ones"));
     assert_eq!(bench.tables.list().unwrap().len(), 1);
 }
 

@@ -156,6 +156,9 @@ fn check(options: &SplitOptions) -> Result<Vec<f64>, Error> {
         return Err(fault(format!("two parts are called `{name}`; give each its own name")));
     }
     let total: f64 = parts.iter().map(|(_, w)| w).sum();
+    if !total.is_finite() {
+        return Err(fault("the weights add up to more than a number holds; use smaller ones".to_owned()));
+    }
     Ok(parts.iter().map(|(_, w)| w / total).collect())
 }
 
