@@ -198,3 +198,15 @@ fn a_row_cannot_command_the_terminal() {
     let value: Value = check(&bench, &["--json"]).json();
     assert_eq!(value["errors"], 1);
 }
+
+#[test]
+fn what_a_folder_leaves_out_is_told() {
+    let bench = tickets();
+    bench.write("folder/rows.jsonl", rows(20));
+    bench.write("folder/readme.md", "not rows");
+    let ran = bench.run(&["data", "check", "folder", "--base", &base()]);
+    assert!(ran.code == 0 && ran.stdout.contains("left out 1 other entry: readme.md [source]"), "{ran:?}");
+    bench.write("job.toml", crate::support::small_job("").replace("rows.jsonl", "folder"));
+    let ran = bench.run(&["train", "job.toml"]);
+    assert!(ran.code == 0 && ran.stderr.contains("left out 1 other entry: readme.md"), "{ran:?}");
+}

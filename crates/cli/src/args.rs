@@ -137,6 +137,17 @@ pub(crate) struct TrainArgs {
     pub(crate) quiet: bool,
 }
 
+/// How a base model given by its repo id is found.
+#[derive(Debug, Args)]
+pub(crate) struct HubArgs {
+    /// Branch, tag or commit of a repo id
+    #[arg(long, value_name = "REV")]
+    pub(crate) revision: Option<String>,
+    /// Never touch the network
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
 /// `tunesmith generate`.
 #[derive(Debug, Args)]
 #[command(
@@ -177,12 +188,9 @@ pub(crate) struct GenerateArgs {
     /// Give the prompt to the model as it is, without the chat template
     #[arg(long)]
     pub(crate) raw: bool,
-    /// Branch, tag or commit of a repo id
-    #[arg(long, value_name = "REV")]
-    pub(crate) revision: Option<String>,
-    /// Never touch the network
-    #[arg(long)]
-    pub(crate) offline: bool,
+    /// How a repo id is found.
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
     /// Print one JSON object to standard output, after the last token
     #[arg(long)]
     pub(crate) json: bool,

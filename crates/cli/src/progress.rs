@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+pub use tunesmith_data::check::thousands;
 use tunesmith_train::Event;
 
 use crate::out;
@@ -46,13 +47,6 @@ impl Progress {
     /// `done` of `total` tensors of the base model are read.
     pub fn loading(&mut self, done: usize, total: usize) {
         self.bar(done as u64, total as u64, "loading the model {bar:30} {pos}/{len} tensors");
-    }
-
-    /// So many rows are read; how many there will be is not known.
-    pub fn reading(&mut self, rows: usize) {
-        let Mode::Bar { bar } = &mut self.mode else { return };
-        let bar = bar.get_or_insert_with(|| new_bar(0, "reading {pos} rows, {per_sec}"));
-        bar.set_position(rows as u64);
     }
 
     /// Takes away the bar of something whose end was not known before.
@@ -240,19 +234,6 @@ fn plain(event: &Event, rate: &Rate) -> String {
         }
         Event::Warning { message } => format!("warning: {message}"),
     }
-}
-
-/// `1234567` as `1,234,567`.
-pub fn thousands(n: usize) -> String {
-    let digits = n.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// A duration as `1:02:03` or `2:03`.

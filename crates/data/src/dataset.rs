@@ -14,7 +14,7 @@ use crate::over_long::{self, OverLong};
 use crate::rows::{Columns, Parsed, Row, Shape};
 use crate::sip::Fingerprint;
 use crate::snippet;
-use crate::source::{self, FileFacts, Place, Raw, Record, Records};
+use crate::source::{self, FileFacts, Place, Record, Records};
 
 /// How many places a report lists per reason.
 const LISTED: usize = 10;
@@ -114,6 +114,9 @@ pub struct Prepared {
 pub struct DataReport {
     /// The files the rows came from.
     pub files: Vec<FileFacts>,
+    /// What the user should know of how the files were found and read, in sentences: what was left out, say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// What shape the rows have and which columns say so.
     pub shape: String,
     /// Rows read, the unusable ones included.
@@ -263,7 +266,7 @@ pub fn prepare<E: From<Error> + Send>(
         let read: Result<(), Error> = reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         tokenised.and(read.map_err(E::from))
     })?;
-    Ok(account.finish(records.files(), encoder))
+    Ok(account.finish(records, encoder))
 }
 
 /// Tokenises one batch while `each` takes the one before it.
@@ -301,15 +304,20 @@ fn tokenise<E: From<Error> + Send>(
 /// The shape of the first record that has one.
 fn recognise(batch: &[Record], columns: &Columns) -> Option<Shape> {
     batch.iter().find_map(|record| {
-        let object = record.raw.clone().and_then(Raw::into_object).ok()?;
+        let object = record.raw.as_ref().ok()?.to_object().ok()?;
         Shape::recognise(&object, columns).ok()
     })
 }
 
 fn read(record: Record, shape: Option<&Shape>, encoder: &Encoder, options: &PrepareOptions) -> Outcome {
-    let (place, raw) = (record.place, record.raw.clone().ok());
-    let prepared = record.raw.and_then(Raw::into_object).and_then(|mut object| {
-        let key = options.group.as_deref().map(|column| group_key(&mut object, column)).transpose()?;
+    let place = record.place;
+    let raw = match record.raw {
+        Ok(raw) => raw,
+        // What is no text has no snippet but the one in its error.
+        Err(e) => return (place, Err((e, String::new()))),
+    };
+    let understood = raw.to_object().and_then(|object| {
+        let key = options.group.as_deref().map(|column| group_key(&object, column)).transpose()?;
         let parsed = match shape {
             Some(shape) => shape.parse(object, place)?,
             // No record of the batch has a shape: each says why.
@@ -317,19 +325,15 @@ fn read(record: Record, shape: Option<&Shape>, encoder: &Encoder, options: &Prep
         };
         encode(parsed, key, encoder, options)
     });
-    // A record that is no text has no snippet but the one in its error.
-    let snippet = |e: &RowError| raw.map(|raw| snippet::of(&raw, e)).unwrap_or_default();
-    (
-        place,
-        prepared.map_err(|e| {
-            let snippet = snippet(&e);
-            (e, snippet)
-        }),
-    )
+    let prepared = understood.map_err(|e| {
+        let snippet = snippet::of(&raw, &e);
+        (e, snippet)
+    });
+    (place, prepared)
 }
 
 /// The hash of a column's value; the column itself stays for the row to read, if it does.
-fn group_key(object: &mut Map<String, Value>, column: &str) -> Result<u128, RowError> {
+fn group_key(object: &Map<String, Value>, column: &str) -> Result<u128, RowError> {
     match object.get(column) {
         None => Err(RowError::missing(column, object)),
         Some(value) => Ok(Fingerprint::new().text("group").text(&value.to_string()).finish()),
@@ -444,8 +448,9 @@ impl Account {
         each(prepared)
     }
 
-    fn finish(mut self, files: Vec<FileFacts>, encoder: &Encoder) -> DataReport {
-        self.report.files = files;
+    fn finish(mut self, records: &Records, encoder: &Encoder) -> DataReport {
+        self.report.files = records.files();
+        self.report.notes = records.notes();
         if let Some(ids) = &self.first {
             self.report.bos = encoder.bos_rule(ids);
         }

@@ -5,6 +5,7 @@ mod dataset;
 mod encode;
 mod error;
 mod example;
+mod hex;
 mod over_long;
 mod pack;
 mod rows;

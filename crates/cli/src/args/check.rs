@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::de::DeserializeOwned;
-use tunesmith_data::{Format, OverLong, TemplateChoice};
+use tunesmith_data::{OverLong, TemplateChoice};
 
-use crate::args::Overrides;
+use super::data::FormatArg;
+use crate::args::{HubArgs, Overrides};
 
 /// `tunesmith data check`.
 #[derive(Debug, Args)]
@@ -17,7 +18,7 @@ use crate::args::Overrides;
 
 Exit code 65 says that a job would refuse the rows; warnings and notes end with 0.")]
 pub(crate) struct CheckArgs {
-    /// Where the rows are: files, directories, patterns, addresses, or - for standard input
+    /// Where the rows are: files, directories, patterns, addresses, - for standard input, a table or a query
     #[arg(value_name = "SRC", required = true)]
     pub(crate) sources: Vec<String>,
     /// Base model: a directory in Hugging Face layout, or a repo id
@@ -47,9 +48,9 @@ pub(crate) struct CheckArgs {
     /// Whether rows go through the chat template: auto, chat or none
     #[arg(long, value_name = "TEMPLATE", default_value = "auto", value_parser = word::<TemplateChoice>)]
     pub(crate) template: TemplateChoice,
-    /// How the files are written, where their names do not tell: jsonl, json, csv, tsv, parquet
-    #[arg(long, value_name = "FORMAT", value_parser = word::<Format>)]
-    pub(crate) format: Option<Format>,
+    /// Format of the files, where their names do not tell it
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<FormatArg>,
     /// Show so many rows as the model sees them, what is trained marked
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) show_mask: usize,
@@ -59,12 +60,9 @@ pub(crate) struct CheckArgs {
     /// Write the report as an HTML file too, replacing the file if there is one
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
-    /// Branch, tag or commit of a repo id
-    #[arg(long, value_name = "REV")]
-    pub(crate) revision: Option<String>,
-    /// Never touch the network
-    #[arg(long)]
-    pub(crate) offline: bool,
+    /// How a repo id is found.
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 use tunesmith_data::check::{Check, CheckReport, Finding, Lengths, Severity, html, table, visible};
-use tunesmith_data::{Columns, DataReport, PrepareOptions};
+use tunesmith_data::{Columns, DataReport};
 
 use super::mask;
 use crate::args::CheckArgs;
@@ -24,24 +24,22 @@ const PLACES: usize = 5;
 
 /// Checks rows and says what it found; `true` when a job would refuse them.
 pub(crate) fn run(args: &CheckArgs) -> Result<bool, CliError> {
-    let source = Source::locate(&args.base, args.revision.as_deref(), args.offline, &current_dir()?)?;
+    let source = Source::locate(&args.base, args.hub.revision.as_deref(), args.hub.offline, &current_dir()?)?;
     let cancel = interrupt::install("stopping")?;
     let request = engine::CheckRequest {
         source,
         train: args.sources.clone(),
         validation: args.validation.clone(),
-        format: args.format,
+        format: args.format.map(Into::into),
         template: args.template,
-        options: PrepareOptions {
-            columns: Columns {
-                prompt: args.prompt_col.clone(),
-                completion: args.completion_col.clone(),
-                messages: args.messages_col.clone(),
-            },
-            max_seq_length: args.max_seq_length.unwrap_or(0) as usize,
-            over_long: args.over_long,
-            group: args.split_by.clone(),
+        columns: Columns {
+            prompt: args.prompt_col.clone(),
+            completion: args.completion_col.clone(),
+            messages: args.messages_col.clone(),
         },
+        max_seq_length: args.max_seq_length.map(|tokens| tokens as usize),
+        over_long: args.over_long,
+        split_by: args.split_by.clone(),
         previews: args.show_mask,
     };
     let mut progress = Progress::new(args.json);

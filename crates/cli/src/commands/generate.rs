@@ -15,7 +15,7 @@ use crate::{interrupt, out};
 /// Generates, streaming text to standard output, or one JSON object at the end.
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let input = input(args)?;
-    let source = Source::locate(&args.base, args.revision.as_deref(), args.offline, &current_dir()?)?;
+    let source = Source::locate(&args.base, args.hub.revision.as_deref(), args.hub.offline, &current_dir()?)?;
     let cancel = interrupt::install("stopping")?;
     let request = engine::GenerateRequest {
         device: args.device.clone(),

@@ -45,6 +45,22 @@ impl Base {
         Ok(Self { dir, config, encoder })
     }
 
+    /// Longest row in tokens: what is `asked` for under this name, within what the model was made for.
+    ///
+    /// # Errors
+    /// More than that.
+    pub(super) fn sequence_limit(&self, asked: Option<usize>, name: &str) -> Result<usize, CliError> {
+        let context = self.config.max_position_embeddings;
+        match asked {
+            Some(asked) if asked > context => Err(CliError::Input {
+                code: "invalid_config",
+                message: format!("{name} is {asked}, but the base model's context ends at {context} tokens"),
+                hint: None,
+            }),
+            asked => Ok(asked.unwrap_or(context)),
+        }
+    }
+
     /// Reads the weights onto a device.
     pub(super) fn load<K: Kernels>(
         &self,

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tunesmith_data::check::{
     Check, CheckReport, MaskPreview, NearDuplicates, NearOptions, StatOptions, Statistics,
 };
-use tunesmith_data::{Encoder, Format, PrepareOptions, Prepared, TemplateChoice, prepare, split};
+use tunesmith_data::{
+    Columns, Encoder, Format, OverLong, PrepareOptions, Prepared, TemplateChoice, prepare, split,
+};
 
 use super::base::Base;
 use super::{Source, source};
@@ -25,8 +27,14 @@ pub struct CheckRequest {
     pub format: Option<Format>,
     /// Whether rows go through the chat template.
     pub template: TemplateChoice,
-    /// How rows are read; `max_seq_length` 0 stands for the model's context.
-    pub options: PrepareOptions,
+    /// Which columns hold what.
+    pub columns: Columns,
+    /// Longest row in tokens; the model's context when absent.
+    pub max_seq_length: Option<usize>,
+    /// What becomes of longer ones.
+    pub over_long: OverLong,
+    /// Column whose equal values a split keeps together.
+    pub split_by: Option<String>,
     /// Rows to show.
     pub previews: usize,
 }
@@ -51,21 +59,12 @@ pub fn check(
     cancel: &AtomicBool,
 ) -> Result<Checked, CliError> {
     let base = Base::open(&request.source, request.template, progress)?;
-    let context = base.config.max_position_embeddings;
-    let mut options = request.options.clone();
-    if options.max_seq_length > context {
-        return Err(CliError::Input {
-            code: "invalid_config",
-            message: format!(
-                "--max-seq-length is {}, but the base model's context ends at {context} tokens",
-                options.max_seq_length
-            ),
-            hint: None,
-        });
-    }
-    if options.max_seq_length == 0 {
-        options.max_seq_length = context;
-    }
+    let options = PrepareOptions {
+        columns: request.columns.clone(),
+        max_seq_length: base.sequence_limit(request.max_seq_length, "--max-seq-length")?,
+        over_long: request.over_long,
+        group: request.split_by.clone(),
+    };
     let mut reading = Reading {
         request,
         options: &options,
@@ -123,7 +122,7 @@ impl Reading<'_> {
                 return Err(CliError::Cancelled);
             }
             rows += 1;
-            self.progress.reading(rows);
+            self.progress.rows("reading", rows);
             statistics.add(&row);
             self.near.add(&row)?;
             if row.fate.is_kept() {

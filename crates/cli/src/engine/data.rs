@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use tunesmith_data::check::{Finding, Severity, StatOptions, Statistics};
 use tunesmith_data::{
-    BosRule, Columns, DataReport, Encoder, Part, Place, PrepareOptions, Prepared, Row, Shape, Spool,
-    SpoolWriter, TokenStore, TokenStoreWriter, prepare as prepare_rows, split,
+    BosRule, Columns, DataReport, Encoder, Examples as _, Part, Place, PrepareOptions, Prepared, Row, Shape,
+    Spool, SpoolWriter, TokenStore, TokenStoreWriter, prepare as prepare_rows, split,
 };
 
 use super::{Run, source};
@@ -25,6 +25,14 @@ pub(super) struct Parts {
     pub(super) previews: Vec<Row>,
     /// Where the BOS token comes from.
     pub(super) bos: BosRule,
+}
+
+impl Parts {
+    /// Tokens of every row, trained on or held out: what a trainer makes room for.
+    pub(super) fn lengths(&self) -> impl Iterator<Item = usize> {
+        let of = |part: &Part| (0..part.len()).map(|i| part.tokens(i)).collect::<Vec<_>>();
+        of(&self.train).into_iter().chain(of(&self.validation))
+    }
 }
 
 /// Everything read from one source.
@@ -113,7 +121,7 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
             return Err(CliError::Cancelled);
         }
         rows += 1;
-        progress.reading(rows);
+        progress.rows("reading", rows);
         statistics.add(&row);
         if row.fate.is_kept() {
             tokens.push(&row.encoded.example)?;
@@ -131,9 +139,6 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
     checked.data.check(options)?;
     let title = checked.data.title();
     run.progress.note(&format!("`{title}`: {} rows, {}", checked.data.rows, checked.data.shape));
-    for note in records.notes() {
-        run.progress.note(&format!("note: `{title}`: {note}"));
-    }
     for finding in &checked.findings {
         let text = said(finding, &checked.data);
         match finding.severity {

@@ -25,7 +25,7 @@ pub use check::{CheckRequest, Checked, check};
 pub use device::check as check_device;
 pub use generate::generate;
 pub use quote::quote;
-pub(crate) use source::{absolute, is_plain_path};
+pub(crate) use source::{absolute, is_plain_path, tables_path};
 pub use train::train;
 
 /// A training run: what it is told, and where it says how it goes.

@@ -13,7 +13,6 @@ use tunesmith_train::{Trainer, epoch_order};
 use super::base::Base;
 use super::data::{self, Parts};
 use super::device::{self, Work};
-use super::train::sequence_limit;
 use super::{Run, Source};
 use crate::energy::{self, Energy};
 use crate::error::CliError;
@@ -44,7 +43,7 @@ pub fn quote(
     let base = Base::open(&Source::of_job(spec), spec.data.template, &mut run.progress)?;
     let sites = spec.lora.resolve(base.config.num_hidden_layers)?;
     let parameters = AdapterLayout::new(&base.config, &sites).len();
-    let limit = sequence_limit(&run, &base)?;
+    let limit = base.sequence_limit(spec.data.max_seq_length, "`data.max_seq_length`")?;
     let parts = data::prepare(&mut run, &base.encoder, limit)?;
     run.check_cancelled()?;
     let plan = plan(spec, &parts);
@@ -108,10 +107,8 @@ impl Work for Measuring<'_, '_> {
         let started = Instant::now();
         let mut decoder = base.load(kernels, Some(&spec.lora), &mut run.progress)?;
         decoder.initialize(spec.train.seed)?;
-        let lengths = |part: &'_ Part| (0..part.len()).map(|i| part.tokens(i)).collect::<Vec<_>>();
-        let lengths = [lengths(&parts.train), lengths(&parts.validation)].concat();
         let dropout = spec.lora.lora_dropout as f32;
-        let mut trainer = Trainer::for_lengths(decoder, &spec.train, dropout, lengths)?;
+        let mut trainer = Trainer::for_lengths(decoder, &spec.train, dropout, parts.lengths())?;
         let load_seconds = started.elapsed().as_secs_f64();
 
         run.progress.note(&format!("taking steps for {} s", time.as_secs()));

@@ -1,6 +1,6 @@
 //! What the name of a source means: files, a table of the workspace, or a query over its tables.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tunesmith_data::{
     Format, QueryOptions, Records, SourceOptions, TableRef, Tables, TrainingData, open_training_data,
@@ -13,12 +13,17 @@ use crate::jobdir;
 pub(super) fn open(uris: &[String], format: Option<Format>) -> Result<Records, CliError> {
     let source = SourceOptions { format, ..SourceOptions::default() };
     let [only] = uris else { return Ok(Records::open(uris, &source)?) };
-    // A workspace without tables must not get a store for having been asked.
-    let path = jobdir::home().map(|home| home.join("tables.sqlite")).ok().filter(|path| path.exists());
-    let tables = path.map(|path| Tables::open(&path)).transpose()?;
+    // A workspace without tables must not get a store for having been asked, and files need no workspace.
+    let path = tables_path().ok();
+    let tables = path.map(|path| Tables::open_existing(&path)).transpose()?.flatten();
     let data = TrainingData::parse(only, tables.as_ref())?;
     let options = QueryOptions { repeatable: true, ..QueryOptions::default() };
     Ok(open_training_data(&data, tables.as_ref(), &options, &source)?.0)
+}
+
+/// Where the workspace keeps its tables.
+pub(crate) fn tables_path() -> Result<PathBuf, CliError> {
+    Ok(jobdir::home()?.join("tables.sqlite"))
 }
 
 /// Whether a source is a path that names one thing, and no table, query, address, pattern or standard input.

@@ -1,6 +1,6 @@
 //! A training run, from the rows to the adapter in the job directory.
 
-use tunesmith_data::{Examples as _, Part, TemplateChoice};
+use tunesmith_data::{Examples as _, TemplateChoice};
 use tunesmith_model::peft::{self, PeftConfig};
 use tunesmith_model::{Decoder, ModelCard};
 use tunesmith_ops::Kernels;
@@ -22,7 +22,7 @@ pub fn train(run: &mut Run<'_>) -> Result<(), CliError> {
     let base = Base::open(&source, spec.data.template, &mut run.progress)?;
     // What is wrong with `[lora]` should show before the rows are read.
     spec.lora.resolve(base.config.num_hidden_layers)?;
-    let limit = sequence_limit(run, &base)?;
+    let limit = base.sequence_limit(spec.data.max_seq_length, "`data.max_seq_length`")?;
     let parts = data::prepare(run, &base.encoder, limit)?;
     run.check_cancelled()?;
     device::run(&spec.device, Training { run, base: &base, parts: &parts })
@@ -45,10 +45,8 @@ impl Work for Training<'_, '_> {
         decoder.initialize(spec.train.seed)?;
         preview::before(run, &mut decoder, &base.encoder, &parts.previews)?;
 
-        let lengths = |part: &'_ Part| (0..part.len()).map(|i| part.tokens(i)).collect::<Vec<_>>();
-        let lengths = [lengths(&parts.train), lengths(&parts.validation)].concat();
         let dropout = spec.lora.lora_dropout as f32;
-        let mut trainer = Trainer::for_lengths(decoder, &spec.train, dropout, lengths)?;
+        let mut trainer = Trainer::for_lengths(decoder, &spec.train, dropout, parts.lengths())?;
         let mut watch = Watch { run: &mut *run };
         let summary = engine::train(&mut trainer, &parts.train, &parts.validation, &spec.train, &mut watch);
         let summary = summary.map_err(own_error)?;
@@ -59,21 +57,6 @@ impl Work for Training<'_, '_> {
         let mut decoder = trainer.into_decoder();
         save(run, base, &decoder, parts, &summary)?;
         preview::after(run, &mut decoder, &base.encoder, &parts.previews)
-    }
-}
-
-/// Longest row in tokens: what the job asks for, within what the model was made for.
-pub(super) fn sequence_limit(run: &Run<'_>, base: &Base) -> Result<usize, CliError> {
-    let model = base.config.max_position_embeddings;
-    match run.spec.data.max_seq_length {
-        Some(asked) if asked > model => Err(CliError::Input {
-            code: "invalid_config",
-            message: format!(
-                "`data.max_seq_length` is {asked}, but the base model's context ends at {model} tokens"
-            ),
-            hint: None,
-        }),
-        asked => Ok(asked.unwrap_or(model)),
     }
 }
 

@@ -137,7 +137,7 @@ pub const KEYS: &[Key] = &[
         "data.train",
         Kind::Text,
         "Training rows: a file (JSONL, JSON, CSV, TSV or Parquet, also with .gz or .zst), a directory, a pattern such as \
-         `logs/*.jsonl`, or an address (`s3://`, `https://`).",
+         `logs/*.jsonl`, an address (`s3://`, `https://`), a table of `tunesmith data`, or a query over tables.",
     ),
     key(
         "data.validation",

@@ -80,7 +80,7 @@ pub(super) fn rows(count: usize) -> String {
 }
 
 /// `1234567` as `1,234,567`.
-pub(super) fn thousands(n: usize) -> String {
+pub fn thousands(n: usize) -> String {
     let digits = n.to_string();
     let groups: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().filter_map(|g| str::from_utf8(g).ok()).collect();

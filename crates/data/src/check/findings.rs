@@ -25,6 +25,9 @@ pub(super) fn of(
     left_out(&mut found, report);
     learnt(&mut found, report, unstopped, encoder);
     texts(&mut found, report);
+    for note in &report.data.notes {
+        found.when(true, Note, "source", note.clone());
+    }
     found.finish()
 }
 

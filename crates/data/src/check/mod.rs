@@ -24,7 +24,7 @@ use crate::over_long::OverLong;
 use crate::pack::Utilisation;
 
 pub use account::{StatOptions, Statistics};
-pub use finding::{Finding, Severity};
+pub use finding::{Finding, Severity, thousands};
 pub use findings::similar as similar_findings;
 pub use frequent::Repeated;
 pub use html::{html, rows as table};

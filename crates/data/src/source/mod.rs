@@ -5,6 +5,7 @@ mod fault;
 mod file;
 mod format;
 mod guard;
+mod integer;
 mod json;
 mod jsonl;
 mod net;
@@ -294,6 +295,17 @@ impl Raw {
         match self {
             Self::Line(text) => text.len(),
             Self::Object(object) => object.iter().map(|(k, v)| 32 + k.len() + size(v)).sum(),
+        }
+    }
+
+    /// The columns and their values, for a caller who needs the record again: text is parsed where it is.
+    ///
+    /// # Errors
+    /// Text that is no JSON object.
+    pub fn to_object(&self) -> Result<Map<String, Value>, RowError> {
+        match self {
+            Self::Object(object) => Ok(object.clone()),
+            Self::Line(text) => parse_object(text),
         }
     }
 

@@ -7,9 +7,9 @@ use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::map::Entry;
 use serde_json::{Deserializer, Map, Number, Value};
 
+use super::integer::too_large_integer;
 use super::snippet::{shown, snippet};
 use crate::error::{RowError, Spot};
-use crate::tables::too_large_integer;
 
 /// The object that `text` spells. A key that stands twice in one object is an error at every depth: parsers would keep
 /// the last value and say nothing.

@@ -1,6 +1,5 @@
 //! The bytes of a file as stored: counted, hashed and unpacked on the way.
 
-use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -46,12 +45,7 @@ impl Tally {
         if !state.ended {
             return String::new();
         }
-        let mut hex = String::new();
-        for byte in state.digest.clone().finalize() {
-            // Writing to a string cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-        }
-        hex
+        crate::hex::hex(&state.digest.clone().finalize())
     }
 }
 

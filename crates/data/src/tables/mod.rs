@@ -24,7 +24,6 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
-pub(crate) use canonical::too_large_integer;
 pub use catalog::{Column, Origin, Snapshot, SnapshotRef};
 pub use error::TableError;
 pub use export::Exported;
@@ -132,14 +131,4 @@ impl Tables {
         let behavior = rusqlite::TransactionBehavior::Immediate;
         self.connection.transaction_with_behavior(behavior).map_err(|e| store::fault(&self.path, e))
     }
-}
-
-/// Bytes in lower-case hex.
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

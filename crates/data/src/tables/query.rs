@@ -22,6 +22,7 @@ use super::sqltext::{Vocabulary, check_statement, explain, tokens, uses_now};
 use super::store::{self, LARGEST_VALUE, fault, words};
 use super::writer::{MISSING, ROW};
 use crate::error::Error;
+use crate::hex::hex;
 use crate::source::{FileFacts, Format, Place, Raw, Record, RecordReader};
 
 /// Rows and bytes that are handed over at once.
@@ -485,7 +486,7 @@ fn digest(sql: &str, parents: &[SnapshotRef]) -> String {
         text(&parent.snapshot.to_string());
         text(&parent.sha256);
     }
-    crate::tables::hex(&digest.finalize())
+    hex(&digest.finalize())
 }
 
 /// Collects rows and hands them over. Waiting for the reader moves the deadline.

@@ -250,7 +250,7 @@ impl<'c> SnapshotWriter<'c> {
         Ok(Written {
             rows,
             bytes: self.bytes,
-            sha256: crate::tables::hex(&self.digest.finalize()),
+            sha256: crate::hex::hex(&self.digest.finalize()),
             columns: columns.collect(),
             physical: self.segments.pop().map(|s| s.physical).unwrap_or_default(),
         })

@@ -35,6 +35,9 @@ pub(super) fn run(args: &LoadArgs) -> Result<(), CliError> {
         ControlFlow::Continue(())
     });
     progress.finish();
+    for note in records.notes() {
+        out::note(&format!("note: {note}"));
+    }
     let Some(snapshot) = loaded? else { return Err(CliError::Cancelled) };
     if args.json {
         return out::json(&snapshot);

@@ -13,7 +13,7 @@ use tunesmith_data::{RecordReader as _, Snapshot, TableRows, Tables};
 use crate::args::{DataCommand, ExportArgs};
 use crate::error::CliError;
 use crate::progress::thousands;
-use crate::{jobdir, out};
+use crate::{engine, out};
 
 /// Runs a verb; says whether the data is good, which only a check can deny.
 pub(crate) fn run(command: &DataCommand) -> Result<bool, CliError> {
@@ -45,7 +45,7 @@ fn export(args: &ExportArgs) -> Result<(), CliError> {
 
 /// The workspace's tables.
 fn tables() -> Result<Tables, CliError> {
-    Ok(Tables::open(&jobdir::home()?.join("tables.sqlite"))?)
+    Ok(Tables::open(&engine::tables_path()?)?)
 }
 
 /// The next row, as an object.

@@ -111,11 +111,6 @@ const KNOWN: &[(&str, Renderer)] = &[
 
 /// The renderer of a template's source.
 pub(super) fn find(source: &str) -> Option<Renderer> {
-    use std::fmt::Write;
-    let mut hex = String::with_capacity(64);
-    for byte in Sha256::digest(source.as_bytes()) {
-        // Writing into a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
+    let hex = crate::hex::hex(&Sha256::digest(source.as_bytes()));
     KNOWN.iter().find(|(hash, _)| *hash == hex).map(|(_, renderer)| *renderer)
 }
