@@ -46,7 +46,7 @@ fn long_help() -> String {
   tunesmith adapter inspect out
 
 Environment:
-  TUNESMITH_HOME  where jobs are kept (default: `tunesmith` in the user's data directory)
+  TUNESMITH_HOME  where jobs and tables are kept (default: `tunesmith` in the user's data directory)
   NO_COLOR        no colours, when set
 
 Exit codes:
