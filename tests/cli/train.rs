@@ -15,7 +15,7 @@ fn events(job: &Path) -> Vec<Value> {
 }
 
 fn sha256(path: &Path) -> String {
-    tunesmith_cli::jobdir::sha256_file(path).unwrap()
+    tunesmith_jobs::dir::sha256_file(path).unwrap()
 }
 
 fn trained(bench: &Bench, args: &[&str]) -> Ran {

@@ -53,8 +53,9 @@ impl Energy {
 }
 
 fn number(path: &Path) -> Result<u64, String> {
-    let text = fs::read_to_string(path)
-        .map_err(|e| format!("`{}` cannot be read ({})", path.display(), crate::jobdir::io_words(&e)))?;
+    let text = fs::read_to_string(path).map_err(|e| {
+        format!("`{}` cannot be read ({})", path.display(), tunesmith_jobs::dir::io_words(&e))
+    })?;
     text.trim().parse().map_err(|_| format!("`{}` holds no number", path.display()))
 }
 

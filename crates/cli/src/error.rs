@@ -4,8 +4,8 @@ use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 
-use crate::jobdir::{JobDirError, io_words, is_disk_full};
 use crate::spec::SpecError;
+use tunesmith_jobs::dir::{io_words, is_disk_full};
 
 /// Why a command did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum CliError {
     Device(String),
     /// The job directory could not be written or read.
     #[error(transparent)]
-    JobDir(#[from] JobDirError),
+    Jobs(#[from] tunesmith_jobs::Error),
     /// The file system refused something else.
     #[error("cannot {action} `{}`: {}", path.display(), io_words(source))]
     Io {
@@ -102,7 +102,7 @@ impl CliError {
     fn cause(&self) -> Option<&io::Error> {
         use tunesmith_model::Error as Model;
         match self {
-            Self::JobDir(e) => e.io(),
+            Self::Jobs(e) => e.io(),
             Self::Io { source, .. }
             | Self::Model(Model::Io { source, .. })
             | Self::Data(
@@ -118,7 +118,7 @@ impl CliError {
     /// The I/O error where the file system refused, and not what the user gave is the trouble: a named file that
     /// is not there is wrong input.
     fn io(&self) -> Option<&io::Error> {
-        let ours = matches!(self, Self::JobDir(_) | Self::Io { .. });
+        let ours = matches!(self, Self::Jobs(_) | Self::Io { .. });
         self.cause()
             .filter(|e| ours || !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData))
     }
@@ -157,7 +157,7 @@ impl CliError {
             Self::Spec(_) => ("data", "invalid_config"),
             Self::Input { code, .. } => ("data", code),
             Self::Device(_) => ("device", "device_missing"),
-            Self::JobDir(_) | Self::Io { .. } => ("io", "io_error"),
+            Self::Jobs(_) | Self::Io { .. } => ("io", "io_error"),
             Self::Model(e) | Self::Infer(tunesmith_infer::Error::Model(e)) => model_kind(e),
             Self::Data(tunesmith_data::Error::Table(e)) => table_kind(e),
             Self::Data(e) => data_kind(e),
@@ -186,7 +186,7 @@ impl CliError {
                     .to_owned(),
             ),
             _ if self.code() == "disk_full" => Some(full.to_owned()),
-            Self::JobDir(_) => Some("TUNESMITH_HOME chooses the directory that jobs are kept in".to_owned()),
+            Self::Jobs(_) => Some("TUNESMITH_HOME chooses the directory that jobs are kept in".to_owned()),
             Self::Internal(_) => Some("please report this with the command and the job file".to_owned()),
             _ => None,
         }

@@ -6,7 +6,6 @@ mod energy;
 pub mod engine;
 pub mod error;
 mod interrupt;
-pub mod jobdir;
 mod out;
 pub mod progress;
 pub mod quote;

@@ -10,6 +10,7 @@ mod event;
 mod order;
 mod run;
 mod schedule;
+mod state;
 mod trainer;
 
 pub use config::{LrScheduler, Recompute, TrainConfig};
@@ -18,4 +19,5 @@ pub use event::Event;
 pub use order::epoch_order;
 pub use run::{Observer, Summary, train};
 pub use schedule::Schedule;
+pub use state::{Best, Exact, RunState, STATE_VERSION, Snapshot};
 pub use trainer::{RowLoss, StepOutcome, Trainer};

@@ -12,10 +12,10 @@ use crate::args::CheckArgs;
 use crate::commands::current_dir;
 use crate::engine::{self, Checked, Source};
 use crate::error::CliError;
-use crate::jobdir::{JobDirError, write_atomic};
 use crate::out::Style;
 use crate::progress::{Progress, thousands};
 use crate::{interrupt, out};
+use tunesmith_jobs::dir::write_atomic;
 
 /// Columns of a histogram's bar.
 const BAR: usize = 40;
@@ -161,7 +161,7 @@ fn clean(text: &str) -> String {
 /// Writes a file whole or not at all.
 fn write(path: &Path, text: &str) -> Result<(), CliError> {
     write_atomic(&current_dir()?.join(path), text.as_bytes()).map_err(|error| match error {
-        JobDirError::Io { action, path, source } => CliError::Io { action, path, source },
+        tunesmith_jobs::Error::Io { action, path, source } => CliError::Io { action, path, source },
         other => other.into(),
     })
 }

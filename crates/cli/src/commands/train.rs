@@ -10,9 +10,9 @@ use crate::args::TrainArgs;
 use crate::commands::{generate::missing, load};
 use crate::engine::{self, Run};
 use crate::error::CliError;
-use crate::jobdir::{self, Failure, JobDir, JobResult, Status, rfc3339_now};
 use crate::spec::JobSpec;
 use crate::{interrupt, out};
+use tunesmith_jobs::dir::{self as jobdir, Failure, JobDir, JobResult, Status, rfc3339_now};
 
 /// What is left to do for the caller after a run that failed: nothing, or the JSON object too.
 #[derive(Debug)]

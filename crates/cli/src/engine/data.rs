@@ -12,7 +12,7 @@ use tunesmith_data::{
 
 use super::{Run, source};
 use crate::error::CliError;
-use crate::jobdir::{FORMAT_VERSION, Freezer, Manifest};
+use tunesmith_jobs::dir::{FORMAT_VERSION, Freezer, Manifest};
 
 /// What a run trains and evaluates on.
 #[derive(Debug)]

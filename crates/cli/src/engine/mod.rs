@@ -17,9 +17,9 @@ use serde::Serialize;
 use tunesmith_train::Event;
 
 use crate::error::CliError;
-use crate::jobdir::{EventLog, JobDir, JobResult};
 use crate::progress::Progress;
 use crate::spec::{JobSpec, is_repo_id};
+use tunesmith_jobs::dir::{EventLog, JobDir, JobResult};
 
 pub use check::{CheckRequest, Checked, check};
 pub use device::check as check_device;

@@ -7,7 +7,7 @@ use tunesmith_ops::Kernels;
 
 use super::Run;
 use crate::error::CliError;
-use crate::jobdir::Preview;
+use tunesmith_jobs::dir::Preview;
 
 /// Generates the replies of the untrained model and lists the previews in the result.
 pub(super) fn before<K: Kernels>(

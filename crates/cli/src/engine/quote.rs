@@ -16,9 +16,9 @@ use super::device::{self, Work};
 use super::{Run, Source};
 use crate::energy::{self, Energy};
 use crate::error::CliError;
-use crate::jobdir::{JobDir, JobResult, Status};
 use crate::quote::{Costs, Disk, Estimate, Measured, Plan, Quote};
 use crate::spec::JobSpec;
+use tunesmith_jobs::dir::{JobDir, JobResult, Status};
 
 /// Share of the measured time that evaluation gets.
 const EVALUATION: f64 = 0.2;

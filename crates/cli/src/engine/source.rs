@@ -7,7 +7,7 @@ use tunesmith_data::{
 };
 
 use crate::error::CliError;
-use crate::jobdir;
+use tunesmith_jobs::dir as jobdir;
 
 /// The records of a source as a job, a check or a quote is given it.
 pub(super) fn open(uris: &[String], format: Option<Format>) -> Result<Records, CliError> {

@@ -40,13 +40,7 @@ fn events_are_numbered_lines_with_type_and_data() {
     let home = tempfile::tempdir().unwrap();
     let job = JobDir::create(home.path()).unwrap();
     let mut log = job.events().unwrap();
-    let event = tunesmith_train::Event::Evaluation {
-        step: 3,
-        epoch: 0.5,
-        loss: 1.25,
-        trained_tokens: 7,
-        seconds: 0.1,
-    };
+    let event = json!({ "type": "evaluation", "data": { "loss": 1.25 } });
     log.append(&event).unwrap();
     log.append(&json!({ "type": "note", "data": { "text": "two\nlines" } })).unwrap();
     log.sync().unwrap();
@@ -58,7 +52,31 @@ fn events_are_numbered_lines_with_type_and_data() {
     assert_eq!((&lines[0]["type"], &lines[0]["data"]["loss"]), (&json!("evaluation"), &json!(1.25)));
     let time = lines[0]["time"].as_str().unwrap();
     assert!(time.len() == 24 && time.ends_with('Z') && time.as_bytes()[10] == b'T', "{time}");
-    assert!(job.events().is_err(), "a second log would number from 1 again");
+    drop(log);
+
+    // A process that died in the middle of a line; the next one goes on after the last whole line.
+    let path = job.path().join("events.jsonl");
+    let mut file = File::options().append(true).open(&path).unwrap();
+    std::io::Write::write_all(&mut file, b"{\"seq\":3,\"time\":\"2026").unwrap();
+    job.events().unwrap().append(&json!({ "type": "more", "data": null })).unwrap();
+    let text = read(path);
+    let seqs: Vec<Value> =
+        text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["seq"].clone()).collect();
+    assert_eq!(seqs, [1, 2, 3]);
+}
+
+#[test]
+fn a_job_directory_is_opened_again_by_one_at_a_time() {
+    let home = tempfile::tempdir().unwrap();
+    let job = JobDir::create(home.path()).unwrap();
+    let path = job.path().to_owned();
+    assert!(!is_free(&path).unwrap());
+    drop(job);
+    assert!(is_free(&path).unwrap());
+    let again = JobDir::open(&path).unwrap();
+    assert_eq!(again.path(), path);
+    assert!(matches!(JobDir::open(&path), Err(Error::Busy { .. })));
+    assert!(JobDir::open(&home.path().join("jobs/ftjob-none")).is_err());
 }
 
 #[test]
@@ -66,7 +84,7 @@ fn the_lock_is_held_exactly_as_long_as_the_job() {
     let home = tempfile::tempdir().unwrap();
     let job = JobDir::create(home.path()).unwrap();
     let path = job.path().to_owned();
-    assert!(matches!(lock(&path), Err(JobDirError::Busy { .. })));
+    assert!(matches!(lock(&path), Err(Error::Busy { .. })));
     drop(job);
     assert!(lock(&path).is_ok());
 }

@@ -10,6 +10,7 @@
 //! ```
 
 mod clock;
+mod control;
 mod events;
 mod files;
 mod freeze;
@@ -20,66 +21,26 @@ mod result;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tunesmith_data::DataReport;
+
+use crate::Error;
 
 pub use clock::{rfc3339, rfc3339_now};
+pub use control::{Attempt, AttemptFailure, Control, Heartbeat, WorkerIdentity};
 pub use events::EventLog;
 pub use files::{hex, io_words, is_disk_full, sha256_file, sync_dir, write_atomic};
 pub use freeze::{Freezer, FrozenFile};
 pub use home::{home, home_from};
 pub use result::{Failure, JobResult, Preview, Status};
 
+/// Longest time to wait for a lock that is held.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Version of the layout and of every JSON file in it.
 pub const FORMAT_VERSION: u32 = 1;
-
-/// What went wrong with a job directory.
-#[derive(Debug, thiserror::Error)]
-pub enum JobDirError {
-    /// The file system refused.
-    #[error("cannot {action} `{}`: {}", path.display(), io_words(source))]
-    Io {
-        /// `create`, `write`, `lock`.
-        action: &'static str,
-        /// What was touched.
-        path: PathBuf,
-        /// What the file system said.
-        source: io::Error,
-    },
-    /// Another process works in this job directory.
-    #[error("the job in `{}` is already running in another process", path.display())]
-    Busy {
-        /// The job directory.
-        path: PathBuf,
-    },
-    /// A value could not be written as JSON.
-    #[error("cannot write `{}` as JSON: {message}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with the value.
-        message: String,
-    },
-    /// No directory to keep jobs in is known.
-    #[error("no directory to keep jobs in: set TUNESMITH_HOME to one (neither it nor HOME is set)")]
-    NoHome,
-}
-
-impl JobDirError {
-    /// The I/O error behind it, if there is one.
-    pub fn io(&self) -> Option<&io::Error> {
-        match self {
-            Self::Io { source, .. } => Some(source),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
-    }
-}
 
 /// A job directory held by this process.
 #[derive(Debug)]
@@ -107,11 +68,11 @@ pub struct SpecFile<S> {
 
 /// `data/manifest.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
+pub struct Manifest<S> {
     /// [`FORMAT_VERSION`].
     pub format_version: u32,
     /// Where the rows came from, and what became of each: how many were read, kept, dropped and why.
-    pub sources: Vec<DataReport>,
+    pub sources: Vec<S>,
     /// What is trained on.
     pub train: FrozenFile,
     /// What is held out.
@@ -120,20 +81,36 @@ pub struct Manifest {
 
 impl JobDir {
     /// Makes a new job directory under `home` with a fresh id, and takes its lock.
-    pub fn create(home: &Path) -> Result<Self, JobDirError> {
+    pub fn create(home: &Path) -> Result<Self, Error> {
         let jobs = home.join("jobs");
-        fs::create_dir_all(&jobs).map_err(JobDirError::at("create", &jobs))?;
+        fs::create_dir_all(&jobs).map_err(Error::at("create", &jobs))?;
         loop {
             let id = id::fresh();
             let path = jobs.join(&id);
             match fs::create_dir(&path) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
-                Err(e) => return Err(JobDirError::at("create", &path)(e)),
+                Err(e) => return Err(Error::at("create", &path)(e)),
             }
             sync_dir(&jobs)?;
             let lock = lock(&path)?;
             return Ok(Self { id, path, _lock: lock });
+        }
+    }
+
+    /// Opens the directory of a job and takes its lock: whoever looks whether the lock is free holds it for a moment,
+    /// so this waits a little.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let id = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        fs::metadata(path).map_err(Error::at("read", path))?;
+        let started = Instant::now();
+        loop {
+            match lock(path) {
+                Err(Error::Busy { .. }) if started.elapsed() < LOCK_PATIENCE => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                held => return Ok(Self { id, path: path.to_owned(), _lock: held? }),
+            }
         }
     }
 
@@ -153,7 +130,7 @@ impl JobDir {
     }
 
     /// Writes `spec.json`; on return it is on disk.
-    pub fn write_spec(&self, spec: &impl Serialize) -> Result<(), JobDirError> {
+    pub fn write_spec(&self, spec: &impl Serialize) -> Result<(), Error> {
         let file = SpecFile {
             format_version: FORMAT_VERSION,
             tunesmith_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -165,45 +142,53 @@ impl JobDir {
     }
 
     /// Writes `result.json`; on return it is on disk.
-    pub fn write_result(&self, result: &JobResult) -> Result<(), JobDirError> {
+    pub fn write_result(&self, result: &JobResult) -> Result<(), Error> {
         self.write_json("result.json", result)
     }
 
-    /// Opens `events.jsonl` for a run's events.
-    pub fn events(&self) -> Result<EventLog, JobDirError> {
-        EventLog::create(&self.path.join("events.jsonl"))
+    /// Opens `events.jsonl` for a run's events; an attempt that goes on adds to those that are there.
+    pub fn events(&self) -> Result<EventLog, Error> {
+        EventLog::open(&self.path.join("events.jsonl"))
     }
 
     /// Begins `data/<part>.jsonl`, the frozen copy of a part of the rows.
-    pub fn freeze(&self, part: &str) -> Result<Freezer, JobDirError> {
+    pub fn freeze(&self, part: &str) -> Result<Freezer, Error> {
         let dir = self.path.join("data");
-        fs::create_dir_all(&dir).map_err(JobDirError::at("create", &dir))?;
+        fs::create_dir_all(&dir).map_err(Error::at("create", &dir))?;
         Freezer::create(&dir, part)
     }
 
     /// Writes `data/manifest.json`; on return it is on disk, and with it the names of the files it lists.
-    pub fn write_manifest(&self, manifest: &Manifest) -> Result<(), JobDirError> {
+    pub fn write_manifest(&self, manifest: &Manifest<impl Serialize>) -> Result<(), Error> {
         self.write_json("data/manifest.json", manifest)
     }
 
-    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), JobDirError> {
+    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), Error> {
         let path = self.path.join(name);
         let mut text = serde_json::to_vec_pretty(value)
-            .map_err(|e| JobDirError::Json { path: path.clone(), message: e.to_string() })?;
+            .map_err(|e| Error::Json { path: path.clone(), message: e.to_string() })?;
         text.push(b'\n');
         write_atomic(&path, &text)
     }
 }
 
+/// Whether no process holds the job in this directory. Holds its lock for a moment.
+pub fn is_free(dir: &Path) -> Result<bool, Error> {
+    match lock(dir) {
+        Ok(_) => Ok(true),
+        Err(Error::Busy { .. }) => Ok(false),
+        Err(other) => Err(other),
+    }
+}
+
 /// Takes the lock of a job directory.
-fn lock(dir: &Path) -> Result<File, JobDirError> {
+fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("lock");
-    let file =
-        File::options().create(true).append(true).open(&path).map_err(JobDirError::at("create", &path))?;
+    let file = File::options().create(true).append(true).open(&path).map_err(Error::at("create", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(JobDirError::Busy { path: dir.to_owned() }),
-        Err(TryLockError::Error(e)) => Err(JobDirError::at("lock", &path)(e)),
+        Err(TryLockError::WouldBlock) => Err(Error::Busy { path: dir.to_owned() }),
+        Err(TryLockError::Error(e)) => Err(Error::at("lock", &path)(e)),
     }
 }
 

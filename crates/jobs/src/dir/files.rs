@@ -6,11 +6,11 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-use super::JobDirError;
+use crate::Error;
 
 /// Writes a file so that a reader, and the disk after a power cut, has the old content or the new: a temporary file
 /// beside it, fsync, rename, fsync of the directory.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), JobDirError> {
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
@@ -23,20 +23,20 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), JobDirError> {
     if let Err(e) = write() {
         // What is left of it would only take room on a disk that may be full.
         let _ = fs::remove_file(&temporary);
-        return Err(JobDirError::at("write", path)(e));
+        return Err(Error::at("write", path)(e));
     }
     path.parent().map_or(Ok(()), sync_dir)
 }
 
 /// Makes the names in a directory durable.
 #[cfg(unix)]
-pub fn sync_dir(path: &Path) -> Result<(), JobDirError> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(JobDirError::at("sync", path))
+pub fn sync_dir(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::at("sync", path))
 }
 
 /// Makes the names in a directory durable: elsewhere the file system does it by itself.
 #[cfg(not(unix))]
-pub fn sync_dir(_path: &Path) -> Result<(), JobDirError> {
+pub fn sync_dir(_path: &Path) -> Result<(), Error> {
     Ok(())
 }
 

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{JobDirError, hex};
+use super::hex;
+use crate::Error;
 
 /// One frozen file of `data/`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,10 +33,10 @@ pub struct Freezer {
 }
 
 impl Freezer {
-    pub(super) fn create(dir: &Path, part: &str) -> Result<Self, JobDirError> {
+    pub(super) fn create(dir: &Path, part: &str) -> Result<Self, Error> {
         let name = format!("{part}.jsonl");
         let path = dir.join(&name);
-        let file = io::BufWriter::new(File::create(&path).map_err(JobDirError::at("create", &path))?);
+        let file = io::BufWriter::new(File::create(&path).map_err(Error::at("create", &path))?);
         let frozen = FrozenFile { file: name, rows: 0, bytes: 0, sha256: String::new() };
         Ok(Self { path, file, digest: Sha256::new(), frozen })
     }
@@ -46,9 +47,9 @@ impl Freezer {
     }
 
     /// Adds a row, which holds no newline.
-    pub fn push(&mut self, row: &[u8]) -> Result<(), JobDirError> {
+    pub fn push(&mut self, row: &[u8]) -> Result<(), Error> {
         for piece in [row, b"\n"] {
-            self.file.write_all(piece).map_err(JobDirError::at("write", &self.path))?;
+            self.file.write_all(piece).map_err(Error::at("write", &self.path))?;
             self.digest.update(piece);
             self.frozen.bytes += piece.len() as u64;
         }
@@ -57,10 +58,9 @@ impl Freezer {
     }
 
     /// Brings the file to the disk and tells what is in it.
-    pub fn finish(mut self) -> Result<FrozenFile, JobDirError> {
-        let file =
-            self.file.into_inner().map_err(|e| JobDirError::at("write", &self.path)(e.into_error()))?;
-        file.sync_all().map_err(JobDirError::at("write", &self.path))?;
+    pub fn finish(mut self) -> Result<FrozenFile, Error> {
+        let file = self.file.into_inner().map_err(|e| Error::at("write", &self.path)(e.into_error()))?;
+        file.sync_all().map_err(Error::at("write", &self.path))?;
         self.frozen.sha256 = hex(&self.digest.finalize());
         Ok(self.frozen)
     }

@@ -3,18 +3,18 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::JobDirError;
+use crate::Error;
 
 /// The workspace: `TUNESMITH_HOME`, or `tunesmith` in the platform's directory for a user's data.
-pub fn home() -> Result<PathBuf, JobDirError> {
+pub fn home() -> Result<PathBuf, Error> {
     home_from(|name| std::env::var_os(name))
 }
 
 /// [`home`] with the environment as a function. Empty variables count as unset.
-pub fn home_from(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, JobDirError> {
+pub fn home_from(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, Error> {
     let get = |name: &str| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(home) = get("TUNESMITH_HOME") {
-        return std::path::absolute(&home).map_err(JobDirError::at("find", &home));
+        return std::path::absolute(&home).map_err(Error::at("find", &home));
     }
     let data = if cfg!(windows) {
         get("LOCALAPPDATA")
@@ -26,14 +26,14 @@ pub fn home_from(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf,
             .filter(|p| p.is_absolute())
             .or_else(|| get("HOME").map(|home| home.join(".local/share")))
     };
-    data.map(|data| data.join("tunesmith")).ok_or(JobDirError::NoHome)
+    data.map(|data| data.join("tunesmith")).ok_or(Error::NoHome)
 }
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
 
-    fn with(variables: &[(&str, &str)]) -> Result<PathBuf, JobDirError> {
+    fn with(variables: &[(&str, &str)]) -> Result<PathBuf, Error> {
         home_from(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into()))
     }
 
@@ -48,6 +48,6 @@ mod tests {
             PathBuf::from("/h/.local/share/tunesmith")
         );
         assert!(with(&[("TUNESMITH_HOME", "here")]).unwrap().is_absolute());
-        assert!(matches!(with(&[]), Err(JobDirError::NoHome)));
+        assert!(matches!(with(&[]), Err(Error::NoHome)));
     }
 }
