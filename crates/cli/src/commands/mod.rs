@@ -8,6 +8,7 @@ pub(crate) mod inspect;
 pub(crate) mod jobs;
 mod mask;
 pub(crate) mod quote;
+pub(crate) mod serve;
 pub(crate) mod train;
 
 use std::io::{BufRead as _, IsTerminal as _};
