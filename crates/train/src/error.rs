@@ -72,6 +72,12 @@ pub enum Error {
         /// What the file system said.
         source: io::Error,
     },
+    /// A snapshot that this run cannot go on from.
+    #[error("Cannot go on from this checkpoint: {why}")]
+    Resume {
+        /// What does not fit, and what to do.
+        why: String,
+    },
     /// The rows could not be read back or packed.
     #[error(transparent)]
     Data(#[from] tunesmith_data::Error),

@@ -82,9 +82,10 @@ impl Manifest {
         let bytes = fs::read(dir.join(MANIFEST_FILE)).map_err(|e| damaged(format!("cannot be read: {e}")))?;
         let mut value: Value =
             serde_json::from_slice(&bytes).map_err(|e| damaged(format!("is no JSON: {e}")))?;
+        let exact = format!("{value}\n").as_bytes() == bytes;
         let digest = value.as_object_mut().and_then(|object| object.shift_remove("sha256"));
         let own = hex(&Sha256::digest(value.to_string()));
-        if digest.as_ref().and_then(Value::as_str) != Some(&own) {
+        if !exact || digest.as_ref().and_then(Value::as_str) != Some(&own) {
             return Err(damaged("is not what was written".to_owned()));
         }
         match value["format_version"].as_u64() {

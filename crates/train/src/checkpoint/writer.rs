@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::retention::{Kept, Limits, excess, remove};
 use super::write::{Written, write};
-use super::{Adapter, name};
+use super::{Adapter, Found, name};
 use crate::{Error, Snapshot};
 
 /// Told the places that a test may want to die at.
@@ -26,8 +26,22 @@ pub struct CheckpointWriter {
     pending: usize,
     /// Written and not told yet.
     done: VecDeque<Written>,
-    /// Step and mark of the newest checkpoint that is written or asked for.
-    newest: Option<(usize, bool)>,
+    /// The newest checkpoint that is written or asked for.
+    newest: Option<Newest>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Newest {
+    step: usize,
+    epoch_end: bool,
+    evaluated: bool,
+}
+
+impl Newest {
+    fn of(snapshot: &Snapshot, epoch_end: bool) -> Self {
+        let state = &snapshot.state;
+        Self { step: state.step, epoch_end, evaluated: state.evaluated_step == Some(state.step) }
+    }
 }
 
 struct Request {
@@ -36,7 +50,7 @@ struct Request {
 }
 
 impl CheckpointWriter {
-    /// A writer into the directory of a job, in which `kept` are the checkpoints so far.
+    /// A writer into the directory of a job, in which `found` are the checkpoints so far.
     ///
     /// # Errors
     /// No thread to be had.
@@ -44,10 +58,14 @@ impl CheckpointWriter {
         dir: &Path,
         adapter: Adapter,
         limits: Limits,
-        kept: Vec<Kept>,
+        found: &Found,
         hook: Hook,
     ) -> Result<Self, Error> {
-        let newest = kept.last().filter(|k| !k.damaged).map(|k| (k.step, k.epoch_end));
+        let kept = found.kept.clone();
+        let newest = found.newest.as_ref().map(|(_, snapshot)| {
+            let marked = kept.iter().any(|k| k.step == snapshot.state.step && k.epoch_end);
+            Newest::of(snapshot, marked)
+        });
         let (requests, incoming) = sync_channel::<Request>(1);
         let (outgoing, results) = channel();
         let mut keeper = Keeper { dir: dir.to_owned(), adapter, limits, kept, hook };
@@ -79,9 +97,12 @@ impl CheckpointWriter {
         Ok(false)
     }
 
-    /// Whether the newest checkpoint is of this step and, if need be, marked as the end of an epoch.
-    pub fn has(&self, step: usize, epoch_end: bool) -> bool {
-        self.newest.is_some_and(|(newest, marked)| newest == step && (marked || !epoch_end))
+    /// Whether the newest checkpoint is of this step and says as much: that an epoch ends there, that the evaluation
+    /// after it is made.
+    pub fn has(&self, step: usize, epoch_end: bool, evaluated: bool) -> bool {
+        self.newest.is_some_and(|newest| {
+            newest.step == step && newest.epoch_end >= epoch_end && newest.evaluated >= evaluated
+        })
     }
 
     /// Hands a checkpoint over to be written, after waiting for the one before.
@@ -90,12 +111,12 @@ impl CheckpointWriter {
     /// What kept an earlier checkpoint from being written.
     pub fn save(&mut self, snapshot: Snapshot, epoch_end: bool) -> Result<(), Error> {
         self.wait(&mut || {})?;
-        let step = snapshot.state.step;
-        let sent = self.requests.as_ref().map(|to| to.send(Request { snapshot, epoch_end }));
-        if !matches!(sent, Some(Ok(()))) {
+        let newest = Newest::of(&snapshot, epoch_end);
+        let request = Request { snapshot, epoch_end };
+        if self.requests.as_ref().is_none_or(|to| to.send(request).is_err()) {
             return Err(self.died());
         }
-        self.newest = Some((step, epoch_end));
+        self.newest = Some(newest);
         self.pending += 1;
         Ok(())
     }
