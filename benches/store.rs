@@ -3,6 +3,8 @@
 //!
 //! `cargo bench --bench store`; the last line says whether the store keeps up with what is asked of it.
 
+#![allow(missing_docs, clippy::expect_used, clippy::print_stdout, reason = "a bench has nobody to return an error to")]
+
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
