@@ -3,7 +3,12 @@
 //!
 //! `cargo bench --bench store`; the last line says whether the store keeps up with what is asked of it.
 
-#![allow(missing_docs, clippy::expect_used, clippy::print_stdout, reason = "a bench has nobody to return an error to")]
+#![allow(
+    missing_docs,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a bench has nobody to return an error to"
+)]
 
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -32,7 +37,11 @@ fn main() -> ExitCode {
     fill(home.path());
     let mut times: Vec<Duration> = (0..11).map(|_| show(home.path())).collect();
     times.sort();
-    println!("show --json, {LISTED} jobs: {:.1} ms (median of {})", times[5].as_secs_f64() * 1e3, times.len());
+    println!(
+        "show --json, {LISTED} jobs: {:.1} ms (median of {})",
+        times[5].as_secs_f64() * 1e3,
+        times.len()
+    );
     let help = (0..11).map(|_| run(Command::new(env!("CARGO_BIN_EXE_tunesmith")).arg("--version"))).min();
     println!("of which starting the program: {:.1} ms", help.unwrap_or_default().as_secs_f64() * 1e3);
 

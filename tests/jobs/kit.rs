@@ -86,7 +86,8 @@ impl Workspace {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let rows = (0..100).fold(String::new(), |text, i| {
-            let row = format!("{{\"prompt\": \"Where is order {i}?\", \"completion\": \"Order {i} is here.\"}}\n");
+            let row =
+                format!("{{\"prompt\": \"Where is order {i}?\", \"completion\": \"Order {i} is here.\"}}\n");
             text + &row
         });
         fs::write(dir.path().join("rows.jsonl"), rows).unwrap();
@@ -151,6 +152,11 @@ impl Workspace {
     /// The supervisor's process id.
     pub(crate) fn supervisor(&self) -> Option<u32> {
         self.supervisor.as_ref().map(Child::id)
+    }
+
+    /// Whether it is there still.
+    pub(crate) fn supervisor_lives(&mut self) -> bool {
+        self.supervisor.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
     /// Kills the supervisor, if there is one, and waits for its end.

@@ -129,7 +129,11 @@ fn ten_thousand_racing_operations_on_the_real_store() {
         }
         assert_eq!(at, job.state);
         assert!(history.iter().filter(|change| change.new.is_terminal()).count() <= 1);
-        assert_eq!(job.device.is_some(), job.state == State::Running, "a lease is held by a running job alone");
+        assert_eq!(
+            job.device.is_some(),
+            job.state == State::Running,
+            "a lease is held by a running job alone"
+        );
         assert_eq!(job.finished_ms.is_some(), job.state.is_terminal());
         assert_eq!(job.state == State::Succeeded, job.result.is_some());
         finished += usize::from(job.state.is_terminal());

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-pub use clock::{rfc3339, rfc3339_millis, rfc3339_now};
+pub use clock::{now, rfc3339, rfc3339_millis, rfc3339_now};
 pub use control::{Attempt, AttemptFailure, Control, Heartbeat, WorkerIdentity};
 pub use events::EventLog;
 pub use files::{hex, io_words, is_disk_full, sha256_file, sync_dir, write_atomic};
