@@ -6,6 +6,10 @@ pub mod dir;
 mod error;
 pub mod failpoint;
 pub mod state;
+pub mod store;
+mod submit;
 
 pub use error::Error;
 pub use state::{Answer, Desired, State, Status};
+pub use store::Store;
+pub use submit::{Submitted, submit};

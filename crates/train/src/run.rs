@@ -151,14 +151,11 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
             if self.observer.should_stop() {
                 return Ok(None);
             }
-            if self.state.batch == self.per_epoch {
-                self.next_epoch();
-                order.clear();
+            let (epoch, batch) = self.next_batch();
+            if order.is_empty() || batch == 0 {
+                order = epoch_order(self.config.seed, epoch, self.train.len());
             }
-            if order.is_empty() {
-                order = epoch_order(self.config.seed, self.state.epoch, self.train.len());
-            }
-            let start = self.state.batch * self.config.batch_size;
+            let start = batch * self.config.batch_size;
             let end = order.len().min(start + self.config.batch_size);
             if self.step(&order[start..end])?.is_none() {
                 return Ok(None);
@@ -186,11 +183,10 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
         })
     }
 
-    fn next_epoch(&mut self) {
-        self.state.epoch += 1;
-        self.state.batch = 0;
-        self.state.epoch_loss = Exact(0.0);
-        self.state.epoch_trained_tokens = 0;
+    /// Epoch and batch, from 0, of the next step. The state goes there only once the step is done.
+    fn next_batch(&self) -> (usize, usize) {
+        let state = &self.state;
+        if state.batch == self.per_epoch { (state.epoch + 1, 0) } else { (state.epoch, state.batch) }
     }
 
     /// Epochs done, with a fraction.
@@ -204,7 +200,7 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
             return false;
         }
         let part = |batch: usize| batch * self.evaluations_per_epoch / self.per_epoch;
-        state.batch == 0 || part(state.batch) > part(state.batch - 1)
+        state.step == 0 || part(state.batch) > part(state.batch - 1)
     }
 
     /// Tells the observer where the run stands.
@@ -235,9 +231,13 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
             return Ok(None);
         };
         let seconds = started.elapsed().as_secs_f64();
+        let (epoch, batch) = self.next_batch();
         let state = &mut self.state;
+        if batch == 0 {
+            (state.epoch_loss, state.epoch_trained_tokens) = (Exact(0.0), 0);
+        }
+        (state.epoch, state.batch) = (epoch, batch + 1);
         state.step += 1;
-        state.batch += 1;
         state.tokens += outcome.tokens;
         state.trained_tokens += outcome.trained_tokens;
         state.train_seconds.0 += seconds;

@@ -2,9 +2,24 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Now. In a debug build `TUNESMITH_FAKE_CLOCK` may name a file of seconds that are added, for tests in which the clock
+/// jumps: times are only ever shown, never decided on.
+pub fn now() -> SystemTime {
+    #[cfg(debug_assertions)]
+    if let Some(file) = std::env::var_os("TUNESMITH_FAKE_CLOCK")
+        && let Some(offset) =
+            std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<i64>().ok())
+    {
+        let by = std::time::Duration::from_secs(offset.unsigned_abs());
+        let now = SystemTime::now();
+        return if offset < 0 { now - by } else { now + by };
+    }
+    SystemTime::now()
+}
+
 /// Now, as `2026-01-31T23:59:59.123Z`.
 pub fn rfc3339_now() -> String {
-    rfc3339(SystemTime::now())
+    rfc3339(now())
 }
 
 /// A time as `2026-01-31T23:59:59.123Z`; times before 1970 read as 1970.
@@ -33,6 +48,20 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year, month, day)
 }
 
+/// Milliseconds since 1970 of a time that [`rfc3339`] wrote.
+pub fn rfc3339_millis(text: &str) -> Option<i64> {
+    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second, millis) = (number(11..13)?, number(14..16)?, number(17..19)?, number(20..23)?);
+    // Years that begin in March, as in `civil`.
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days =
+        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000 + millis)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,6 +70,11 @@ mod tests {
     #[test]
     fn known_moments() {
         let at = |seconds: u64, millis: u32| rfc3339(UNIX_EPOCH + Duration::new(seconds, millis * 1_000_000));
+        for millis in [0, 951_782_399_999, 951_782_400_001, 1_709_251_200_000, 4_107_542_399_123] {
+            let time = UNIX_EPOCH + Duration::from_millis(millis);
+            assert_eq!(rfc3339_millis(&rfc3339(time)), Some(millis as i64));
+        }
+        assert_eq!(rfc3339_millis(""), None);
         assert_eq!(at(0, 0), "1970-01-01T00:00:00.000Z");
         assert_eq!(at(951_782_399, 999), "2000-02-28T23:59:59.999Z");
         assert_eq!(at(951_782_400, 1), "2000-02-29T00:00:00.001Z");

@@ -3,14 +3,19 @@
 //! ```text
 //! jobs/<id>/spec.json     immutable, on disk before anything is computed
 //!           data/         frozen copy of what is trained on, manifest.json with sha256 and counts
+//!           control       what is wanted: run, pause, cancel; written by whoever is asked
+//!           attempt.json  what the next worker is told: fence, device
+//!           worker.json   which process has the job
+//!           heartbeat     a count that moves when the work does
 //!           events.jsonl  append-only, only the worker writes: seq, time, type, data
 //!           lock          locked by the live worker; the kernel lets go on any death
+//!           ckpt-<step>/  where an attempt can go on
 //!           adapter/      the result
 //!           result.json   terminal truth
 //! ```
 
 mod clock;
-mod control;
+pub(crate) mod control;
 mod events;
 mod files;
 mod freeze;
@@ -29,12 +34,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-pub use clock::{rfc3339, rfc3339_now};
+pub use clock::{now, rfc3339, rfc3339_millis, rfc3339_now};
 pub use control::{Attempt, AttemptFailure, Control, Heartbeat, WorkerIdentity};
 pub use events::EventLog;
 pub use files::{hex, io_words, is_disk_full, sha256_file, sync_dir, write_atomic};
 pub use freeze::{Freezer, FrozenFile, FrozenPlace, FrozenPlaces, FrozenRows};
 pub use home::{home, home_from};
+pub use id::{created_millis, is_id};
 pub use result::{Failure, JobResult, Preview, Status};
 
 /// Longest time to wait for a lock that is held.
@@ -63,8 +69,25 @@ pub struct SpecFile<S> {
     pub id: String,
     /// RFC 3339 time in UTC.
     pub created_at: String,
+    /// What the job is told beside its spec.
+    #[serde(default)]
+    pub submission: Submission,
     /// The resolved spec.
     pub spec: S,
+}
+
+/// What a job is told that says nothing about the adapter: two jobs of the same spec that differ in it make the same.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Submission {
+    /// Higher ones run first.
+    pub priority: i64,
+    /// So that asking twice makes one job.
+    pub idempotency_key: Option<String>,
+    /// The job it repeats.
+    pub retried_from: Option<String>,
+    /// Command to run when it is over.
+    pub on_finish: Option<String>,
 }
 
 /// `data/manifest.json`.
@@ -132,11 +155,17 @@ impl JobDir {
 
     /// Writes `spec.json`; on return it is on disk.
     pub fn write_spec(&self, spec: &impl Serialize) -> Result<(), Error> {
+        self.write_spec_with(spec, &Submission::default())
+    }
+
+    /// [`JobDir::write_spec`] with what the job is told beside it.
+    pub fn write_spec_with(&self, spec: &impl Serialize, submission: &Submission) -> Result<(), Error> {
         let file = SpecFile {
             format_version: FORMAT_VERSION,
             tunesmith_version: env!("CARGO_PKG_VERSION").to_owned(),
             id: self.id.clone(),
             created_at: rfc3339_now(),
+            submission: submission.clone(),
             spec,
         };
         self.write_json("spec.json", &file)
@@ -193,6 +222,27 @@ impl JobDir {
             .map_err(|e| Error::Json { path: path.clone(), message: e.to_string() })?;
         text.push(b'\n');
         write_atomic(&path, &text)
+    }
+}
+
+impl SpecFile<serde_json::Value> {
+    /// Reads `spec.json` of a job directory.
+    ///
+    /// # Errors
+    /// [`Error::Newer`] for a format that this version does not know, [`Error::Corrupt`] for what is no spec.
+    pub fn read(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join("spec.json");
+        let damaged = |message: String| Error::Corrupt { path: path.clone(), message };
+        let value: serde_json::Value =
+            control::read_json(&path)?.ok_or_else(|| damaged("there is none".to_owned()))?;
+        let version = value.get("format_version").and_then(serde_json::Value::as_u64);
+        match version {
+            Some(version) if version > u64::from(FORMAT_VERSION) => {
+                Err(Error::Newer { path, version, known: FORMAT_VERSION.into() })
+            }
+            Some(_) => serde_json::from_value(value).map_err(|e| damaged(e.to_string())),
+            None => Err(damaged("it has no `format_version`".to_owned())),
+        }
     }
 }
 

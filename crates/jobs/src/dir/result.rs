@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::FORMAT_VERSION;
+use crate::State;
 
 /// How a job ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,17 @@ pub enum Status {
     Error,
     /// Somebody stopped it.
     Cancelled,
+}
+
+impl Status {
+    /// The state of a job that ended so.
+    pub fn state(self) -> State {
+        match self {
+            Self::Success => State::Succeeded,
+            Self::Error => State::Failed,
+            Self::Cancelled => State::Cancelled,
+        }
+    }
 }
 
 /// Why a job failed.
@@ -57,6 +69,9 @@ pub struct JobResult {
     pub name: String,
     /// How it ended.
     pub status: Status,
+    /// Fence of the attempt that ended it; 0 for one that nobody supervised.
+    #[serde(default)]
+    pub fence: u64,
     /// The job directory.
     pub job_dir: PathBuf,
     /// RFC 3339 time in UTC.
@@ -103,6 +118,7 @@ impl JobResult {
             id: id.to_owned(),
             name: name.to_owned(),
             status,
+            fence: 0,
             job_dir,
             started_at: String::new(),
             finished_at: String::new(),

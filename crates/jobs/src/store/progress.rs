@@ -128,8 +128,7 @@ mod tests {
         progress.apply("plan", &json!({ "total_steps": 40, "epochs": 2, "train_examples": 80 }));
         progress.apply("evaluation", &json!({ "step": 0, "loss": 3.0, "seconds": 0.5 }));
         for step in 1..=10 {
-            let data =
-                json!({ "step": step, "total_steps": 40, "loss": 2.0, "seconds": 0.5, "tokens": 100, "epoch": 0.5 });
+            let data = json!({ "step": step, "total_steps": 40, "loss": 2.0, "seconds": 0.5, "tokens": 100, "epoch": 0.5 });
             progress.apply("step", &data);
         }
         progress.apply("warning", &json!({ "message": "look" }));
