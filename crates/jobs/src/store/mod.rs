@@ -13,7 +13,7 @@ mod summary;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction as Sql, TransactionBehavior, params};
 
@@ -575,7 +575,7 @@ fn state_of(sql: &Connection, id: &str) -> rusqlite::Result<Option<(State, Desir
 
 /// Milliseconds since 1970.
 fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+    crate::dir::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
 #[cfg(test)]
