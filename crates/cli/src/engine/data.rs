@@ -160,7 +160,7 @@ fn freeze(part: &Part, texts: &Spool, to: &mut Freezer) -> Result<(), CliError> 
     let mut text = Vec::new();
     for &row in part.rows() {
         texts.read(row, &mut text)?;
-        to.push(&text)?;
+        to.push(&text, (0, 0))?;
     }
     Ok(())
 }

@@ -127,7 +127,7 @@ fn keep_stdin(
         Some(Format::Csv) => "csv",
         Some(Format::Tsv) => "tsv",
         Some(Format::Parquet) => "parquet",
-        Some(Format::Jsonl) | None => "jsonl",
+        Some(Format::Jsonl | Format::Sql) | None => "jsonl",
     };
     // Not in `data/`, which is made anew where reading the rows did not come to its end.
     let path = dir.path().join(format!("stdin.{ending}"));

@@ -46,8 +46,8 @@ fn open() -> Result<Store, CliError> {
 }
 
 /// Sees to it that somebody looks after the jobs that are not over.
-fn supervise(_home: &Path) -> Result<(), CliError> {
-    Ok(())
+fn supervise(home: &Path) -> Result<(), CliError> {
+    super::serve::ensure(home)
 }
 
 /// Finds a job and looks again, until `done` says that it is enough; none when `stop` says so first.
