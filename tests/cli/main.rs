@@ -13,3 +13,4 @@ mod support;
 mod tables;
 mod train;
 mod usage;
+mod verbs;

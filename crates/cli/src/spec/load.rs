@@ -207,7 +207,8 @@ impl Merge {
 
     /// Reads a job file.
     fn file(&mut self, path: &Path) -> Result<(), SpecError> {
-        let bytes = std::fs::read(path).map_err(|source| SpecError::Read { path: path.to_owned(), source })?;
+        let bytes =
+            std::fs::read(path).map_err(|source| SpecError::Read { path: path.to_owned(), source })?;
         let text = std::str::from_utf8(&bytes).map_err(|e| SpecError::NotUtf8 {
             path: path.to_owned(),
             line: line_of(&bytes, e.valid_up_to()),

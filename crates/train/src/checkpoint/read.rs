@@ -78,9 +78,10 @@ pub fn verify(path: &Path) -> Result<(), Error> {
     let sound = Manifest::read(path).and_then(|manifest| manifest.verify(path));
     sound.map_err(|unusable| match unusable {
         Unusable::Damaged(problem) => Error::checkpoint(path, format!("is damaged: {problem}")),
-        Unusable::Newer(version) => {
-            Error::checkpoint(path, format!("is of format {version}, which a later version of tunesmith wrote"))
-        }
+        Unusable::Newer(version) => Error::checkpoint(
+            path,
+            format!("is of format {version}, which a later version of tunesmith wrote"),
+        ),
     })
 }
 

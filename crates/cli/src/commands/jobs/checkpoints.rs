@@ -111,7 +111,9 @@ mod tests {
     fn only_whole_checkpoints_count() {
         assert_eq!(step_of("ckpt-00000012"), Some(12));
         assert_eq!(step_of("ckpt-123456789"), Some(123_456_789));
-        for name in ["ckpt-00000012.tmp", "ckpt-12", "ckpt-", ".tmp-ckpt-00000012", "adapter", "ckpt-+0000012"] {
+        for name in
+            ["ckpt-00000012.tmp", "ckpt-12", "ckpt-", ".tmp-ckpt-00000012", "adapter", "ckpt-+0000012"]
+        {
             assert_eq!(step_of(name), None, "{name}");
         }
     }

@@ -86,7 +86,9 @@ fn from_stdin(spec: &JobSpec) -> Result<Option<&'static str>, CliError> {
     match (spec.data.train == "-", spec.data.validation.as_deref() == Some("-")) {
         (true, true) => Err(CliError::Usage {
             message: "standard input cannot be both training and validation data".to_owned(),
-            hint: Some("leave --validation-data out: a share of the training rows is held out then".to_owned()),
+            hint: Some(
+                "leave --validation-data out: a share of the training rows is held out then".to_owned(),
+            ),
         }),
         (true, false) => Ok(Some(TRAIN)),
         (false, true) => Ok(Some(VALIDATION)),
@@ -116,12 +118,7 @@ fn short(quote: &Quote) -> String {
 }
 
 /// Copies standard input into the job's directory and has the spec name the copy.
-fn keep_stdin(
-    dir: &JobDir,
-    mut spec: Value,
-    key: &str,
-    format: Option<Format>,
-) -> Result<Value, JobError> {
+fn keep_stdin(dir: &JobDir, mut spec: Value, key: &str, format: Option<Format>) -> Result<Value, JobError> {
     let ending = match format {
         Some(Format::Json) => "json",
         Some(Format::Csv) => "csv",

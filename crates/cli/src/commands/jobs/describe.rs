@@ -53,7 +53,8 @@ fn text(store: &Store, job: &Job, view: &View) -> Result<String, CliError> {
     }
     lines.say("base model", &view.base_model);
     lines.say("training data", &view.training_data);
-    let held_out = if view.validation_data.is_empty() { "a share of the training data" } else { &view.validation_data };
+    let held_out =
+        if view.validation_data.is_empty() { "a share of the training data" } else { &view.validation_data };
     lines.say("validation data", held_out);
     let device = match &view.device {
         Some(device) if *device != view.device_wanted => format!("{device} ({} wanted)", view.device_wanted),
@@ -72,7 +73,14 @@ fn text(store: &Store, job: &Job, view: &View) -> Result<String, CliError> {
             Some(words) => format!(": {words}"),
             None => format!(": {rule}"),
         });
-        lines.say("epochs", &format!("{}{}", epochs.as_str().map_or(epochs.to_string(), str::to_owned), rule.unwrap_or_default()));
+        lines.say(
+            "epochs",
+            &format!(
+                "{}{}",
+                epochs.as_str().map_or(epochs.to_string(), str::to_owned),
+                rule.unwrap_or_default()
+            ),
+        );
     }
     lines.maybe("stopped", view.stop_reason.as_deref());
     if view.attempts > 1 {

@@ -131,13 +131,14 @@ fn rebuild(home: &Path, json: bool) -> Result<ExitCode, CliError> {
     if let Some(pid) = supervisor::running(home)? {
         return Err(CliError::Input {
             code: "supervised",
-            message: format!("process {pid} looks after the jobs, and the store cannot be made again under it"),
+            message: format!(
+                "process {pid} looks after the jobs, and the store cannot be made again under it"
+            ),
             hint: Some(format!("stop it first (`kill {pid}`): the jobs that run go on without it")),
         });
     }
     let (_, rebuilt) = Store::rebuild(home)?;
-    let report =
-        Rebuilt { status: "ok", jobs: rebuilt.jobs, old: rebuilt.old, left_out: rebuilt.left_out };
+    let report = Rebuilt { status: "ok", jobs: rebuilt.jobs, old: rebuilt.old, left_out: rebuilt.left_out };
     if json {
         out::json(&report)?;
         return Ok(ExitCode::SUCCESS);

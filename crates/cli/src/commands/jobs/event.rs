@@ -26,9 +26,7 @@ pub(super) fn sentence(event: &StoredEvent) -> String {
         ),
         "step" => {
             let mut line = format!("step {}/{}", count("step"), count("total_steps"));
-            for (name, value, digits) in
-                [("epoch", number("epoch"), 2), ("loss", number("loss"), 4)]
-            {
+            for (name, value, digits) in [("epoch", number("epoch"), 2), ("loss", number("loss"), 4)] {
                 if let Some(value) = value {
                     line = format!("{line}  {name} {value:.digits$}");
                 }
@@ -77,6 +75,9 @@ mod tests {
         assert_eq!(said("step", json!({ "step": 3, "total_steps": 40 })), "step 3/40");
         assert_eq!(said("warning", json!({ "message": "a\u{1b}[2Jb\n" })), "warning: a\\u{1b}[2Jb\\n");
         assert_eq!(said("evaluation", json!({ "step": 4 })), "evaluation after step 4  loss not a number");
-        assert_eq!(said("new\u{7}", json!({ "a": "\u{1b}" })), "new\\u{7} {\"a\":\"\\\\u001b\"}".replace("\\\\", "\\"));
+        assert_eq!(
+            said("new\u{7}", json!({ "a": "\u{1b}" })),
+            "new\\u{7} {\"a\":\"\\\\u001b\"}".replace("\\\\", "\\")
+        );
     }
 }

@@ -83,7 +83,9 @@ fn words(answer: Answer, wish: Desired, job: &Job) -> Result<&'static str, CliEr
     let validating = job.state == State::Validating;
     let text = match (answer, wish) {
         (Answer::Refused, _) => return Err(refusal(wish, job)),
-        (Answer::Wished(_), Desired::Cancel) if validating => "cancelling: takes effect after the row being read",
+        (Answer::Wished(_), Desired::Cancel) if validating => {
+            "cancelling: takes effect after the row being read"
+        }
         (Answer::Wished(_), Desired::Cancel) => "cancelling: takes effect after the micro-batch in progress",
         (Answer::Wished(_), Desired::Pause) if validating => "pausing: takes effect when its rows are read",
         (Answer::Wished(_), Desired::Pause) => {

@@ -26,7 +26,9 @@ pub(crate) fn run(args: &RetryArgs) -> Result<(), CliError> {
         return Err(CliError::Input {
             code: "not_finished",
             message: format!("job {} is not over ({})", old.id, old.state.as_str()),
-            hint: Some("a job is retried when it has ended; a paused one goes on with `tunesmith resume`".to_owned()),
+            hint: Some(
+                "a job is retried when it has ended; a paused one goes on with `tunesmith resume`".to_owned(),
+            ),
         });
     }
     let from = store.dir(&old.id);

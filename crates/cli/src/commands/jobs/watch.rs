@@ -178,7 +178,8 @@ impl Screen {
             return;
         }
         let now = Instant::now();
-        let last = step && event.data.get("step").and_then(serde_json::Value::as_u64) == Some(job.progress.total_steps);
+        let last = step
+            && event.data.get("step").and_then(serde_json::Value::as_u64) == Some(job.progress.total_steps);
         if step && !last && self.step.is_some_and(|said| now.duration_since(said) < STEPS) {
             return;
         }

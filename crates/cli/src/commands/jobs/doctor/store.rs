@@ -7,7 +7,8 @@ use tunesmith_jobs::{Error, State, Store, dir, supervisor};
 
 use super::Findings;
 
-const REBUILD: &str = "`tunesmith doctor --rebuild` puts it aside and makes a new one from the job directories";
+const REBUILD: &str =
+    "`tunesmith doctor --rebuild` puts it aside and makes a new one from the job directories";
 
 /// Checks the store; its jobs, when it can be read.
 pub(super) fn check(home: &Path, findings: &mut Findings) -> Option<Vec<Summary>> {
