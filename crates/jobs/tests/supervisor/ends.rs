@@ -138,7 +138,9 @@ fn a_stranger_with_the_number_of_a_worker_is_never_killed() {
         bench.store.end_validation(id, fence, State::Queued, &AttemptEnd::default()).unwrap();
         let fence = bench.store.start(id, device).unwrap().unwrap().fence;
         let own = WorkerIdentity::own(fence);
-        WorkerIdentity { pid: stranger.id(), ..own }.write(&bench.dir(id)).unwrap();
+        // The stranger has begun after us: a process that began before us is another one.
+        let (pid, start_time) = (stranger.id(), own.start_time - 1);
+        WorkerIdentity { pid, start_time, ..own }.write(&bench.dir(id)).unwrap();
         if *id == held {
             locks.push(JobDir::open(&bench.dir(id)).unwrap());
         }
