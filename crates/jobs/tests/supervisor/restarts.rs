@@ -191,7 +191,8 @@ fn a_supervisor_with_nothing_to_do_goes_when_that_is_wanted() {
     assert!(running(bench.home()).unwrap().is_some(), "a job runs");
     bench.ask(&paused, Desired::Pause);
     bench.gone();
-    assert_eq!(running(bench.home()).unwrap(), None);
+    // Another test's process that is being started may hold on to what we had open for a moment.
+    bench.until(|bench| running(bench.home()).unwrap().is_none());
     assert_eq!((bench.get(&paused).state, bench.get(&nowhere).state), (State::Paused, State::Queued));
 }
 
