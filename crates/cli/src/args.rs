@@ -6,7 +6,7 @@ mod data;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use check::{CheckArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
@@ -77,6 +77,9 @@ pub(crate) enum Command {
     /// Job files: their keys, and what one resolves to
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Run one stage of a job in its directory; exit codes as `--help` lists them
+    #[command(hide = true)]
+    Worker(WorkerArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example:
   tunesmith completions bash > ~/.local/share/bash-completion/completions/tunesmith")]
@@ -135,6 +138,26 @@ pub(crate) struct TrainArgs {
     /// No progress
     #[arg(long, short)]
     pub(crate) quiet: bool,
+}
+
+/// `tunesmith worker`.
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    /// The job's directory
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// What to do of it
+    #[arg(long, value_enum)]
+    pub(crate) stage: Stage,
+}
+
+/// A stage of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Stage {
+    /// Read, check and freeze the rows
+    Prepare,
+    /// Train on the frozen rows
+    Train,
 }
 
 /// How a base model given by its repo id is found.
@@ -239,7 +262,7 @@ impl Command {
             Self::Data(command) => command.json(),
             Self::Adapter(AdapterCommand::Inspect { json, .. })
             | Self::Config(ConfigCommand::Show { json, .. }) => *json,
-            Self::Config(ConfigCommand::Schema) | Self::Completions { .. } => false,
+            Self::Config(ConfigCommand::Schema) | Self::Worker(_) | Self::Completions { .. } => false,
         }
     }
 }

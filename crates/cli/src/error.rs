@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 
+use crate::engine::{Stop, StopFlag};
 use crate::spec::SpecError;
 use tunesmith_jobs::dir::{io_words, is_disk_full};
 
@@ -65,10 +66,16 @@ pub enum CliError {
     /// Stopped by Ctrl-C or a termination signal.
     #[error("stopped before the end")]
     Cancelled,
+    /// Stopped where it can go on.
+    #[error("stopped at a checkpoint; run it again to go on")]
+    Paused,
     /// A bug.
     #[error("internal error: {0}")]
     Internal(String),
 }
+
+/// The exit code for a run that goes on when it is run again.
+pub const GO_ON: u8 = 75;
 
 /// The exit code for input that fails again.
 pub const BAD_DATA: u8 = 65;
@@ -84,7 +91,7 @@ pub const EXIT_CODES: [(u8, &str); 8] = [
     (69, "the device asked for is not there, or its memory is too small"),
     (70, "internal error: a bug"),
     (74, "a file could not be read or written: disk full, no permission"),
-    (75, "checkpointed; run it again to go on"),
+    (GO_ON, "checkpointed; run it again to go on"),
     (130, "stopped by Ctrl-C"),
 ];
 
@@ -98,6 +105,15 @@ impl CliError {
         Self::Internal(text.unwrap_or("the program panicked").to_owned())
     }
 
+    /// [`CliError::Cancelled`] or [`CliError::Paused`] if a run is asked to stop.
+    pub(crate) fn check(stop: &StopFlag) -> Result<(), Self> {
+        match stop.now() {
+            Stop::None => Ok(()),
+            Stop::Pause => Err(Self::Paused),
+            Stop::Cancel => Err(Self::Cancelled),
+        }
+    }
+
     /// The I/O error behind this one.
     fn cause(&self) -> Option<&io::Error> {
         use tunesmith_model::Error as Model;
@@ -108,7 +124,10 @@ impl CliError {
             | Self::Data(
                 tunesmith_data::Error::Io { source, .. } | tunesmith_data::Error::Temporary { source, .. },
             )
-            | Self::Train(tunesmith_train::Error::Model(Model::Io { source, .. }))
+            | Self::Train(
+                tunesmith_train::Error::Model(Model::Io { source, .. })
+                | tunesmith_train::Error::File { source, .. },
+            )
             | Self::Infer(tunesmith_infer::Error::Model(Model::Io { source, .. }))
             | Self::Spec(SpecError::Read { source, .. }) => Some(source),
             _ => None,
@@ -118,7 +137,11 @@ impl CliError {
     /// The I/O error where the file system refused, and not what the user gave is the trouble: a named file that
     /// is not there is wrong input.
     fn io(&self) -> Option<&io::Error> {
-        let ours = matches!(self, Self::Jobs(_) | Self::Io { .. });
+        let file = |e: &tunesmith_train::Error| matches!(e, tunesmith_train::Error::File { .. });
+        let ours = match self {
+            Self::Train(e) => file(e),
+            other => matches!(other, Self::Jobs(_) | Self::Io { .. }),
+        };
         self.cause()
             .filter(|e| ours || !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData))
     }
@@ -128,6 +151,7 @@ impl CliError {
         match self {
             Self::Usage { .. } | Self::Spec(SpecError::Set { .. }) => 2,
             Self::Cancelled => 130,
+            Self::Paused => GO_ON,
             _ => match self.class() {
                 "io" => 74,
                 "device" | "memory" => 69,
@@ -165,6 +189,7 @@ impl CliError {
             Self::Infer(tunesmith_infer::Error::NotFinite { .. }) => ("numeric", "non_finite_output"),
             Self::Prompt(_) | Self::Infer(_) => ("data", "invalid_prompt"),
             Self::Cancelled => ("cancelled", "cancelled"),
+            Self::Paused => ("paused", "paused"),
             Self::Internal(_) => INTERNAL,
         }
     }
@@ -277,6 +302,8 @@ fn train_kind(error: &tunesmith_train::Error) -> (&'static str, &'static str) {
         }
         Error::Model(e) => model_kind(e),
         Error::Ops(e) => ops_kind(e),
+        Error::Checkpoint { .. } | Error::Resume { .. } => ("data", "invalid_checkpoint"),
+        Error::File { .. } => ("io", "io_error"),
         Error::NoTrainedTokens { .. } => ("data", "zero_trainable_tokens"),
         Error::Observer(_) => INTERNAL,
         _ => ("data", "invalid_config"),

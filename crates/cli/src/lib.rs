@@ -60,6 +60,7 @@ fn dispatch(command: &Command) -> Result<ExitCode, Failed> {
                 return Ok(ExitCode::from(error::BAD_DATA));
             }
         }
+        Command::Worker(args) => return Ok(commands::worker::run(args)),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "tunesmith", &mut script);

@@ -3,11 +3,14 @@
 pub(crate) mod config;
 pub(crate) mod data;
 pub(crate) mod data_check;
+mod deliver;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 mod mask;
 pub(crate) mod quote;
 pub(crate) mod train;
+mod watch;
+pub(crate) mod worker;
 
 use std::path::{Path, PathBuf};
 

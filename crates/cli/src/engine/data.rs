@@ -3,13 +3,14 @@
 use std::fs;
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use tunesmith_data::check::{Finding, Severity, StatOptions, Statistics};
 use tunesmith_data::{
-    BosRule, Columns, DataReport, Encoder, Examples as _, Part, Place, PrepareOptions, Prepared, Row, Shape,
-    Spool, SpoolWriter, TokenStore, TokenStoreWriter, prepare as prepare_rows, split,
+    BosRule, Columns, DataReport, Encoder, Examples as _, Part, Place, PrepareOptions, Prepared, Row, Spool,
+    SpoolWriter, TokenStore, TokenStoreWriter, prepare as prepare_rows, split,
 };
 
+use super::frozen::row_of;
 use super::{Run, source};
 use crate::error::CliError;
 use tunesmith_jobs::dir::{FORMAT_VERSION, Freezer, Manifest};
@@ -49,6 +50,7 @@ struct Data {
 /// Reads and splits the rows, and writes frozen copies of exactly those that are used, with a manifest.
 pub(super) fn prepare(run: &mut Run<'_>, encoder: &Encoder, limit: usize) -> Result<Parts, CliError> {
     let spec = &run.spec.data;
+    run.job.clear_data()?;
     let options = options(run, limit);
     let source = read(run, &spec.train, encoder, &options)?;
     let held_out = spec.validation.as_ref().map(|uri| read(run, uri, encoder, &options)).transpose()?;
@@ -69,14 +71,15 @@ pub(super) fn prepare(run: &mut Run<'_>, encoder: &Encoder, limit: usize) -> Res
     }
 
     let mut train_rows = run.job.freeze("train")?;
-    freeze(&train, &source.texts, &mut train_rows)?;
+    freeze(&train, &source, &mut train_rows)?;
     let validation_rows = if validation.rows().is_empty() {
         None
     } else {
         let mut rows = run.job.freeze("validation")?;
-        freeze(&validation, &held_data.texts, &mut rows)?;
+        freeze(&validation, held_data, &mut rows)?;
         Some(rows.finish()?)
     };
+    // Last: with it the rows are whole.
     run.job.write_manifest(&Manifest {
         format_version: FORMAT_VERSION,
         sources: std::iter::once(&source).chain(&held_out).map(|data| data.report.clone()).collect(),
@@ -106,7 +109,7 @@ fn options(run: &Run<'_>, max_seq_length: usize) -> PrepareOptions {
 /// Reads a source to its end: tokens and texts of the rows that are used go to temporary files in the job directory,
 /// which are gone when the run is.
 fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOptions) -> Result<Data, CliError> {
-    let dir = run.job.path().join("data");
+    let dir = run.job.data();
     let failed = |source| CliError::Io { action: "create", path: dir.clone(), source };
     fs::create_dir_all(&dir).map_err(failed)?;
     let mut tokens = TokenStoreWriter::new(&dir)?;
@@ -114,12 +117,10 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
     let mut groups = Vec::new();
     let mut statistics = Statistics::new(StatOptions::default(), encoder);
     let mut records = source::open(&[uri.to_owned()], run.spec.data.format)?;
-    let (cancel, mut rows) = (run.cancel, 0);
+    let (stop, mut rows) = (run.stop, 0);
     let progress = &mut run.progress;
     let mut each = |row: Prepared| {
-        if cancel.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(CliError::Cancelled);
-        }
+        CliError::check(stop)?;
         rows += 1;
         progress.rows("reading", rows);
         statistics.add(&row);
@@ -131,7 +132,7 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
         }
         Ok(())
     };
-    let report = prepare_rows(&mut records, encoder, options, &mut each);
+    let report = prepare_rows::<CliError>(&mut records, encoder, options, &mut each);
     progress.read();
     let report = report?;
     let checked = statistics.finish(report, options, encoder);
@@ -155,12 +156,13 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
     Ok(Data { report, tokens: Arc::new(tokens.finish()?), texts: texts.finish()?, groups })
 }
 
-/// Copies the texts of a part's rows.
-fn freeze(part: &Part, texts: &Spool, to: &mut Freezer) -> Result<(), CliError> {
+/// Copies the texts and places of a part's rows.
+fn freeze(part: &Part, data: &Data, to: &mut Freezer) -> Result<(), CliError> {
     let mut text = Vec::new();
     for &row in part.rows() {
-        texts.read(row, &mut text)?;
-        to.push(&text)?;
+        data.texts.read(row, &mut text)?;
+        let Place { file, number } = data.tokens.place(row);
+        to.push(&text, (file, number))?;
     }
     Ok(())
 }
@@ -169,10 +171,7 @@ fn freeze(part: &Part, texts: &Spool, to: &mut Freezer) -> Result<(), CliError> 
 fn text_of(texts: &Spool, row: usize, place: Place) -> Result<Row, CliError> {
     let mut text = Vec::new();
     texts.read(row, &mut text)?;
-    let object: Map<String, Value> =
-        serde_json::from_slice(&text).map_err(|e| CliError::Internal(e.to_string()))?;
-    let shape = Shape::recognise(&object, &Columns::default())?;
-    Ok(shape.parse(object, place)?.row)
+    row_of(&text, place)
 }
 
 /// A finding with the places of its first rows.

@@ -102,10 +102,7 @@ pub struct JobResult {
     pub previews: Vec<Preview>,
     /// Why it failed, when it did.
     pub error: Option<Failure>,
-    /// Of the attempt that ended it; 0 when no supervisor started it.
-    #[serde(default)]
-    pub fence: u64,
-    /// Which attempt ended it, from 1; 0 when no supervisor started it.
+    /// Which attempt ended it, from 1; 0 for one that nobody supervised.
     #[serde(default)]
     pub attempt: u32,
 }
@@ -133,7 +130,6 @@ impl JobResult {
             adapter: None,
             previews: Vec::new(),
             error: None,
-            fence: 0,
             attempt: 0,
         }
     }
