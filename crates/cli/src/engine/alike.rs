@@ -41,8 +41,11 @@ pub(super) fn report(
     run.log(&json!({ "type": "data", "data": { "similar": &similar, "findings": &findings } }))?;
     for finding in &findings {
         let word = if finding.severity == Severity::Note { "note" } else { "warning" };
-        // The places of such a finding are all in the first source.
-        let text = reports.first().map_or_else(|| finding.message.clone(), |first| said(finding, first));
+        // The message names the first pair; the places of such a finding are all in the first source.
+        let text = match reports.first().filter(|_| finding.places.len() > 1) {
+            Some(first) => said(finding, first),
+            None => finding.message.clone(),
+        };
         run.progress.note(&format!("{word}: {text}"));
     }
     Ok(())
