@@ -30,7 +30,8 @@ impl Policy {
 
     /// Whether a checkpoint is due after this step.
     fn is_due(&self, step: usize, since: Duration) -> bool {
-        self.steps.is_some_and(|n| step > 0 && step % n == 0) || self.every.is_some_and(|d| since >= d)
+        self.steps.is_some_and(|n| step > 0 && step.is_multiple_of(n))
+            || self.every.is_some_and(|d| since >= d)
     }
 }
 
@@ -41,8 +42,6 @@ pub(super) struct Saver {
     saved: Instant,
     /// One was due while the one before was still being written.
     owed: bool,
-    /// Step of the newest checkpoint that the events tell of.
-    told: Option<usize>,
 }
 
 impl Saver {
@@ -51,14 +50,14 @@ impl Saver {
         let policy = Policy::of(&run.spec.train);
         let hook = Arc::new(failpoint::hit);
         let writer = CheckpointWriter::new(run.job.path(), adapter, policy.limits, found, hook)?;
-        let mut saver = Self { writer, policy, saved: Instant::now(), owed: false, told: told(run) };
+        let saver = Self { writer, policy, saved: Instant::now(), owed: false };
         // A process that dies between writing a checkpoint and telling of it has saved nothing that anybody knows of.
         if let Some((path, snapshot)) = &found.newest
-            && saver.told < Some(snapshot.state.step)
+            && told(run) < Some(snapshot.state.step)
         {
             let step = snapshot.state.step;
             let kept = found.kept.iter().find(|k| k.step == step);
-            saver.tell(
+            tell(
                 run,
                 json!({
                     "step": step,
@@ -107,7 +106,7 @@ impl Saver {
     /// Tells of every checkpoint that has reached the disk.
     fn report(&mut self, run: &mut Run<'_>) -> Result<(), CliError> {
         while let Some(written) = self.writer.next_written()? {
-            self.tell(
+            tell(
                 run,
                 json!({
                     "step": written.step,
@@ -121,11 +120,11 @@ impl Saver {
         }
         Ok(())
     }
+}
 
-    fn tell(&mut self, run: &mut Run<'_>, data: Value) -> Result<(), CliError> {
-        run.log(&json!({ "type": "checkpoint", "data": data }))?;
-        run.sync_log()
-    }
+fn tell(run: &mut Run<'_>, data: Value) -> Result<(), CliError> {
+    run.log(&json!({ "type": "checkpoint", "data": data }))?;
+    run.sync_log()
 }
 
 /// Step of the newest checkpoint that an earlier attempt told of.
