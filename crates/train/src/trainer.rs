@@ -251,3 +251,6 @@ fn not_finite(batch: &Batch, losses: &[f32], rows: &[usize], examples: &[&Exampl
     places.dedup();
     places
 }
+
+#[cfg(test)]
+mod collator;

@@ -4,13 +4,13 @@ use std::fs;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use tunesmith_data::check::{Finding, Severity, StatOptions, Statistics};
+use tunesmith_data::check::{Finding, NearDuplicates, Severity, StatOptions, Statistics};
 use tunesmith_data::{
     BosRule, Columns, DataReport, Encoder, Examples as _, Part, Place, PrepareOptions, Prepared, Row, Shape,
     Spool, SpoolWriter, TokenStore, TokenStoreWriter, prepare as prepare_rows, split,
 };
 
-use super::{Run, source};
+use super::{Run, alike, source};
 use crate::error::CliError;
 use tunesmith_jobs::dir::{FORMAT_VERSION, Freezer, Manifest};
 
@@ -50,8 +50,11 @@ struct Data {
 pub(super) fn prepare(run: &mut Run<'_>, encoder: &Encoder, limit: usize) -> Result<Parts, CliError> {
     let spec = &run.spec.data;
     let options = options(run, limit);
-    let source = read(run, &spec.train, encoder, &options)?;
-    let held_out = spec.validation.as_ref().map(|uri| read(run, uri, encoder, &options)).transpose()?;
+    let mut near = alike::start(&run.job.path().join("data"))?;
+    let source = read(run, &spec.train, encoder, &options, &mut near)?;
+    near.next_source();
+    let held_out = spec.validation.as_ref();
+    let held_out = held_out.map(|uri| read(run, uri, encoder, &options, &mut near)).transpose()?;
 
     let all = |data: &Data| Part::new(data.tokens.clone(), (0..data.groups.len()).collect());
     let held_data = held_out.as_ref().unwrap_or(&source);
@@ -67,6 +70,9 @@ pub(super) fn prepare(run: &mut Run<'_>, encoder: &Encoder, limit: usize) -> Res
         let hint = Some("add rows, or set `data.validation_split = 0` to train on all of them".to_owned());
         return Err(CliError::Input { code: "too_few_examples", message, hint });
     }
+    let before = held_out.as_ref().map_or(0, |_| source.groups.len());
+    let reports: Vec<_> = std::iter::once(&source).chain(&held_out).map(|data| &data.report).collect();
+    alike::report(run, near, before, &validation, &reports, said)?;
 
     let mut train_rows = run.job.freeze("train")?;
     freeze(&train, &source.texts, &mut train_rows)?;
@@ -105,7 +111,13 @@ fn options(run: &Run<'_>, max_seq_length: usize) -> PrepareOptions {
 
 /// Reads a source to its end: tokens and texts of the rows that are used go to temporary files in the job directory,
 /// which are gone when the run is.
-fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOptions) -> Result<Data, CliError> {
+fn read(
+    run: &mut Run<'_>,
+    uri: &str,
+    encoder: &Encoder,
+    options: &PrepareOptions,
+    near: &mut NearDuplicates,
+) -> Result<Data, CliError> {
     let dir = run.job.path().join("data");
     let failed = |source| CliError::Io { action: "create", path: dir.clone(), source };
     fs::create_dir_all(&dir).map_err(failed)?;
@@ -123,6 +135,7 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
         rows += 1;
         progress.rows("reading", rows);
         statistics.add(&row);
+        near.add(&row)?;
         if row.fate.is_kept() {
             tokens.push(&row.encoded.example)?;
             let text = serde_json::to_vec(&row.row.to_value());

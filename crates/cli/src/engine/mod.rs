@@ -1,5 +1,6 @@
 //! Where the commands meet the engine: models, data, training and generation.
 
+mod alike;
 mod base;
 mod check;
 mod data;
