@@ -133,7 +133,7 @@ impl Progress {
                         bar.set_position(*step as u64);
                     }
                 }
-                Event::Evaluation { .. } | Event::Warning { .. } => {
+                _ => {
                     let line = plain(event, &self.rate);
                     match bar {
                         Some(bar) => bar.println(line),
@@ -232,6 +232,8 @@ fn plain(event: &Event, rate: &Rate) -> String {
         Event::Evaluation { step, epoch, loss, .. } => {
             format!("evaluation after step {step}  epoch {epoch:.2}  loss {loss:.4}")
         }
+        Event::Resumed { step } => format!("going on after step {step}"),
+        Event::Stopped { reason, .. } => format!("training has ended: {reason}"),
         Event::Warning { message } => format!("warning: {message}"),
     }
 }

@@ -51,6 +51,12 @@ pub enum Error {
         /// Where the rows stand in the validation data.
         places: Vec<Place>,
     },
+    /// A snapshot that this run cannot go on from.
+    #[error("Cannot go on from this checkpoint: {why}")]
+    Resume {
+        /// What does not fit, and what to do.
+        why: String,
+    },
     /// The rows could not be read back or packed.
     #[error(transparent)]
     Data(#[from] tunesmith_data::Error),

@@ -4,7 +4,7 @@ use tunesmith_data::{Example, Place, pack};
 use tunesmith_model::{Batch, Decoder, Document, DropoutStep, Keep, Workspace};
 use tunesmith_ops::{AdamW, Kernels};
 
-use crate::{Error, Recompute, TrainConfig};
+use crate::{Error, Recompute, RunState, Snapshot, TrainConfig};
 
 /// Tokens of a micro-batch when its size is left to us: enough rows to keep the matrix products busy, few enough to
 /// keep the activations small.
@@ -119,6 +119,16 @@ impl<K: Kernels> Trainer<K> {
     /// # Errors
     /// No trained token, a loss that is not finite (with the rows it came from), or a device fault.
     pub fn accumulate(&mut self, examples: &[&Example]) -> Result<StepOutcome, Error> {
+        self.accumulate_while(examples, &mut || true)?.ok_or_else(never_stopped)
+    }
+
+    /// As [`Trainer::accumulate`]; nothing when `go_on`, which is asked after each micro-batch, says no before the
+    /// last one is done.
+    fn accumulate_while(
+        &mut self,
+        examples: &[&Example],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<StepOutcome>, Error> {
         let step = self.steps as usize + 1;
         let trained_tokens: usize = examples.iter().map(|e| e.trained_tokens()).sum();
         if trained_tokens == 0 {
@@ -132,8 +142,10 @@ impl<K: Kernels> Trainer<K> {
         self.decoder.kernels().clear_full(&mut self.gradients)?;
         let weight = 1.0 / trained_tokens as f32;
         let mut sum = 0f64;
-        for micro in micro_batches(&self.config, examples)? {
-            let batch = batch(examples, &micro);
+        let micro_batches = micro_batches(&self.config, examples)?;
+        let last = micro_batches.len().saturating_sub(1);
+        for (i, micro) in micro_batches.iter().enumerate() {
+            let batch = batch(examples, micro);
             let losses = self.decoder.loss_and_gradients(
                 &mut self.workspace,
                 &batch,
@@ -141,11 +153,14 @@ impl<K: Kernels> Trainer<K> {
                 dropout,
                 &mut self.gradients,
             )?;
-            let bad = not_finite(&batch, &losses, &micro, examples);
+            let bad = not_finite(&batch, &losses, micro, examples);
             if !bad.is_empty() {
                 return Err(Error::LossNotFinite { step, places: bad });
             }
             sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+            if !go_on() && i < last {
+                return Ok(None);
+            }
         }
         let grad_norm = self.decoder.kernels().norm(&self.gradients)?;
         if !grad_norm.is_finite() {
@@ -155,7 +170,7 @@ impl<K: Kernels> Trainer<K> {
             });
         }
         let tokens = examples.iter().map(|e| e.ids.len()).sum();
-        Ok(StepOutcome { loss: sum / trained_tokens as f64, grad_norm, tokens, trained_tokens })
+        Ok(Some(StepOutcome { loss: sum / trained_tokens as f64, grad_norm, tokens, trained_tokens }))
     }
 
     /// One optimizer step on these rows: gradient, clipping by the global norm, AdamW.
@@ -163,7 +178,21 @@ impl<K: Kernels> Trainer<K> {
     /// # Errors
     /// As [`Trainer::accumulate`]; then nothing is updated.
     pub fn step(&mut self, examples: &[&Example], learning_rate: f64) -> Result<StepOutcome, Error> {
-        let outcome = self.accumulate(examples)?;
+        self.step_while(examples, learning_rate, &mut || true)?.ok_or_else(never_stopped)
+    }
+
+    /// As [`Trainer::step`], but `go_on` is asked after each micro-batch: when it says no before the last one is
+    /// done, the step is thrown away, parameters and moments are as they were, and the answer is nothing.
+    ///
+    /// # Errors
+    /// As [`Trainer::accumulate`]; then nothing is updated.
+    pub fn step_while(
+        &mut self,
+        examples: &[&Example],
+        learning_rate: f64,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<StepOutcome>, Error> {
+        let Some(outcome) = self.accumulate_while(examples, go_on)? else { return Ok(None) };
         self.steps += 1;
         // As torch.nn.utils.clip_grad_norm_.
         let limit = self.config.max_grad_norm;
@@ -178,7 +207,50 @@ impl<K: Kernels> Trainer<K> {
             grad_scale: grad_scale as f32,
         };
         self.decoder.update(step, &self.gradients, &mut self.first_moment, &mut self.second_moment)?;
-        Ok(outcome)
+        Ok(Some(outcome))
+    }
+
+    /// The tensors of the run as they are now, copied to the host, beside its `state` and, where they are other ones,
+    /// the parameters of its best evaluation. `state` has to be that of the trainer's own step.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn snapshot(&self, state: RunState, best_parameters: Option<Vec<f32>>) -> Result<Snapshot, Error> {
+        let kernels = self.decoder.kernels();
+        Ok(Snapshot {
+            state,
+            parameters: self.decoder.parameters()?,
+            first_moment: kernels.read_full(&self.first_moment)?,
+            second_moment: kernels.read_full(&self.second_moment)?,
+            best_parameters,
+        })
+    }
+
+    /// Puts parameters, moments and the count of steps back to what they were when the snapshot was taken.
+    ///
+    /// # Errors
+    /// [`Error::Resume`] when a tensor has another length than the adapter's layout, before anything is changed; or a
+    /// device fault.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        let needed = self.decoder.layout().len();
+        let parts = [
+            ("LoRA parameters", Some(&snapshot.parameters)),
+            ("values of the first moment", Some(&snapshot.first_moment)),
+            ("values of the second moment", Some(&snapshot.second_moment)),
+            ("LoRA parameters of its best evaluation", snapshot.best_parameters.as_ref()),
+        ];
+        for (what, values) in parts {
+            if let Some(given) = values.map(Vec::len).filter(|given| *given != needed) {
+                let why = format!("it has {given} {what}, and this adapter has {needed}; start the run anew");
+                return Err(Error::Resume { why });
+            }
+        }
+        self.decoder.set_parameters(&snapshot.parameters)?;
+        let kernels = self.decoder.kernels();
+        kernels.write_full(&snapshot.first_moment, &mut self.first_moment, 0)?;
+        kernels.write_full(&snapshot.second_moment, &mut self.second_moment, 0)?;
+        self.steps = snapshot.state.step as u64;
+        Ok(())
     }
 
     /// The flat gradient of the last step, on the host.
@@ -194,11 +266,26 @@ impl<K: Kernels> Trainer<K> {
     /// # Errors
     /// A loss that is not finite (with the rows it came from), or a device fault.
     pub fn evaluate(&mut self, examples: &[&Example]) -> Result<Vec<RowLoss>, Error> {
+        self.evaluate_while(examples, &mut || true)?.ok_or_else(never_stopped)
+    }
+
+    /// As [`Trainer::evaluate`]; nothing when `go_on`, which is asked after each micro-batch, says no before the last
+    /// one is done.
+    ///
+    /// # Errors
+    /// As [`Trainer::evaluate`].
+    pub fn evaluate_while(
+        &mut self,
+        examples: &[&Example],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Vec<RowLoss>>, Error> {
         let mut out = vec![RowLoss { sum: 0.0, trained_tokens: 0 }; examples.len()];
-        for micro in micro_batches(&self.config, examples)? {
-            let batch = batch(examples, &micro);
+        let micro_batches = micro_batches(&self.config, examples)?;
+        let last = micro_batches.len().saturating_sub(1);
+        for (i, micro) in micro_batches.iter().enumerate() {
+            let batch = batch(examples, micro);
             let losses = self.decoder.losses(&mut self.workspace, &batch)?;
-            let bad = not_finite(&batch, &losses, &micro, examples);
+            let bad = not_finite(&batch, &losses, micro, examples);
             if !bad.is_empty() {
                 return Err(Error::EvaluationNotFinite { step: self.steps as usize, places: bad });
             }
@@ -207,9 +294,17 @@ impl<K: Kernels> Trainer<K> {
                 row.sum += f64::from(loss);
                 row.trained_tokens += 1;
             }
+            if !go_on() && i < last {
+                return Ok(None);
+            }
         }
-        Ok(out)
+        Ok(Some(out))
     }
+}
+
+/// What cannot happen: work that is never asked to stop says it was stopped.
+fn never_stopped() -> Error {
+    Error::Observer("work that nobody may stop was stopped".into())
 }
 
 /// Rows of a micro-batch, when they are given.

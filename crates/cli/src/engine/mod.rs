@@ -100,7 +100,7 @@ impl<'a> Run<'a> {
                 }
                 self.result.validation_loss = Some(*loss);
             }
-            Event::Warning { .. } => {}
+            Event::Resumed { .. } | Event::Stopped { .. } | Event::Warning { .. } => {}
         }
         self.progress.event(event);
         Ok(())

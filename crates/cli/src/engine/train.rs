@@ -4,7 +4,7 @@ use tunesmith_data::{Examples as _, TemplateChoice};
 use tunesmith_model::peft::{self, PeftConfig};
 use tunesmith_model::{Decoder, ModelCard};
 use tunesmith_ops::Kernels;
-use tunesmith_train::{self as engine, Event, Observer, Summary, Trainer};
+use tunesmith_train::{self as engine, Event, Observer, RunInput, Summary, Trainer};
 
 use super::base::Base;
 use super::data::{self, Parts};
@@ -48,7 +48,14 @@ impl Work for Training<'_, '_> {
         let dropout = spec.lora.lora_dropout as f32;
         let mut trainer = Trainer::for_lengths(decoder, &spec.train, dropout, parts.lengths())?;
         let mut watch = Watch { run: &mut *run };
-        let summary = engine::train(&mut trainer, &parts.train, &parts.validation, &spec.train, &mut watch);
+        let input = RunInput {
+            train: &parts.train,
+            validation: &parts.validation,
+            config: &spec.train,
+            fingerprint: "",
+            resume: None,
+        };
+        let summary = engine::train(&mut trainer, input, &mut watch);
         let summary = summary.map_err(own_error)?;
         run.result.train_loss = summary.train_loss;
         if summary.stopped {
