@@ -5,6 +5,7 @@
 //! a step is the sum of its token losses divided once by its trained tokens, so the result does not depend on how
 //! the step is cut into micro-batches.
 
+pub mod checkpoint;
 mod config;
 mod error;
 mod event;

@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -37,7 +38,7 @@ pub use clock::{now, rfc3339, rfc3339_millis, rfc3339_now};
 pub use control::{Attempt, AttemptFailure, Control, Heartbeat, WorkerIdentity};
 pub use events::EventLog;
 pub use files::{hex, io_words, is_disk_full, sha256_file, sync_dir, write_atomic};
-pub use freeze::{Freezer, FrozenFile};
+pub use freeze::{Freezer, FrozenFile, FrozenPlace, FrozenPlaces, FrozenRows};
 pub use home::{home, home_from};
 pub use id::{created_millis, is_id};
 pub use result::{Failure, JobResult, Preview, Status};
@@ -180,9 +181,22 @@ impl JobDir {
         EventLog::open(&self.path.join("events.jsonl"))
     }
 
-    /// Begins `data/<part>.jsonl`, the frozen copy of a part of the rows.
+    /// The directory of the frozen rows.
+    pub fn data(&self) -> PathBuf {
+        self.path.join("data")
+    }
+
+    /// Removes what an attempt left in `data/` that did not come to write the manifest.
+    pub fn clear_data(&self) -> Result<(), Error> {
+        match fs::remove_dir_all(self.data()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::at("remove", &self.data())(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins `data/<part>.jsonl`, the frozen copy of a part of the rows, and `data/<part>.places`.
     pub fn freeze(&self, part: &str) -> Result<Freezer, Error> {
-        let dir = self.path.join("data");
+        let dir = self.data();
         fs::create_dir_all(&dir).map_err(Error::at("create", &dir))?;
         Freezer::create(&dir, part)
     }
@@ -190,6 +204,16 @@ impl JobDir {
     /// Writes `data/manifest.json`; on return it is on disk, and with it the names of the files it lists.
     pub fn write_manifest(&self, manifest: &Manifest<impl Serialize>) -> Result<(), Error> {
         self.write_json("data/manifest.json", manifest)
+    }
+
+    /// Reads `data/manifest.json`; nothing when the rows are not frozen yet.
+    pub fn read_manifest<S: DeserializeOwned>(&self) -> Result<Option<Manifest<S>>, Error> {
+        control::read_versioned(&self.path.join("data/manifest.json"))
+    }
+
+    /// Reads `spec.json`.
+    pub fn read_spec<S: DeserializeOwned>(&self) -> Result<Option<SpecFile<S>>, Error> {
+        control::read_versioned(&self.path.join("spec.json"))
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), Error> {

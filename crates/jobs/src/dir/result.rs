@@ -102,6 +102,12 @@ pub struct JobResult {
     pub previews: Vec<Preview>,
     /// Why it failed, when it did.
     pub error: Option<Failure>,
+    /// Of the attempt that ended it; 0 when no supervisor started it.
+    #[serde(default)]
+    pub fence: u64,
+    /// Which attempt ended it, from 1; 0 when no supervisor started it.
+    #[serde(default)]
+    pub attempt: u32,
 }
 
 impl JobResult {
@@ -127,6 +133,8 @@ impl JobResult {
             adapter: None,
             previews: Vec::new(),
             error: None,
+            fence: 0,
+            attempt: 0,
         }
     }
 }
