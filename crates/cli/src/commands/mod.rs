@@ -7,6 +7,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 mod mask;
 pub(crate) mod quote;
+pub(crate) mod serve;
 pub(crate) mod train;
 
 use std::path::{Path, PathBuf};
