@@ -56,7 +56,19 @@ fn a_run_leaves_the_whole_job_directory() {
     let kinds: Vec<&str> = events.iter().map(|e| e["type"].as_str().unwrap()).collect();
     assert_eq!(
         kinds,
-        ["data", "data", "plan", "evaluation", "step", "step", "evaluation", "step", "step", "evaluation", "stopped"],
+        [
+            "data",
+            "data",
+            "plan",
+            "evaluation",
+            "step",
+            "step",
+            "evaluation",
+            "step",
+            "step",
+            "evaluation",
+            "stopped"
+        ],
         "16 rows in batches of 4, evaluated twice"
     );
 
