@@ -75,12 +75,12 @@ pub(super) fn prepare(run: &mut Run<'_>, encoder: &Encoder, limit: usize) -> Res
     alike::report(run, near, before, &validation, &reports, said)?;
 
     let mut train_rows = run.job.freeze("train")?;
-    freeze(&train, &source.texts, &mut train_rows)?;
+    freeze(&train, &source, &mut train_rows)?;
     let validation_rows = if validation.rows().is_empty() {
         None
     } else {
         let mut rows = run.job.freeze("validation")?;
-        freeze(&validation, &held_data.texts, &mut rows)?;
+        freeze(&validation, held_data, &mut rows)?;
         Some(rows.finish()?)
     };
     run.job.write_manifest(&Manifest {
@@ -169,11 +169,12 @@ fn read(
 }
 
 /// Copies the texts of a part's rows.
-fn freeze(part: &Part, texts: &Spool, to: &mut Freezer) -> Result<(), CliError> {
+fn freeze(part: &Part, data: &Data, to: &mut Freezer) -> Result<(), CliError> {
     let mut text = Vec::new();
     for &row in part.rows() {
-        texts.read(row, &mut text)?;
-        to.push(&text)?;
+        data.texts.read(row, &mut text)?;
+        let Place { file, number } = data.tokens.place(row);
+        to.push(&text, (file, number))?;
     }
     Ok(())
 }
