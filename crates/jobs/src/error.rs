@@ -80,6 +80,14 @@ pub enum Error {
         /// `already_finished`, `not_finished`, `already_exists`.
         code: &'static str,
     },
+    /// The workspace has a supervisor already.
+    #[error("another process ({pid}) looks after the jobs in `{}` already", home.display())]
+    Supervised {
+        /// The workspace.
+        home: PathBuf,
+        /// The process that does; 0 if it has not said its number yet.
+        pid: u32,
+    },
     /// No directory to keep jobs in is known.
     #[error("no directory to keep jobs in: set TUNESMITH_HOME to one (neither it nor HOME is set)")]
     NoHome,

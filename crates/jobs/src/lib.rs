@@ -8,6 +8,7 @@ pub mod failpoint;
 pub mod state;
 pub mod store;
 mod submit;
+pub mod supervisor;
 
 pub use error::Error;
 pub use state::{Answer, Desired, State, Status};

@@ -8,6 +8,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 mod mask;
 pub(crate) mod quote;
+pub(crate) mod serve;
 pub(crate) mod train;
 mod watch;
 pub(crate) mod worker;

@@ -69,9 +69,6 @@ pub struct JobResult {
     pub name: String,
     /// How it ended.
     pub status: Status,
-    /// Fence of the attempt that ended it; 0 for one that nobody supervised.
-    #[serde(default)]
-    pub fence: u64,
     /// The job directory.
     pub job_dir: PathBuf,
     /// RFC 3339 time in UTC.
@@ -115,7 +112,6 @@ impl JobResult {
             id: id.to_owned(),
             name: name.to_owned(),
             status,
-            fence: 0,
             job_dir,
             started_at: String::new(),
             finished_at: String::new(),

@@ -54,6 +54,8 @@ pub struct AttemptEnd {
     pub micro_batch_divisor: Option<u32>,
     /// New count of attempts in a row without a newer checkpoint, where it changes.
     pub stalls: Option<u32>,
+    /// Only if the user still wants this.
+    pub desired: Option<Desired>,
 }
 
 /// Which jobs.
@@ -305,8 +307,8 @@ impl Store {
         Ok(started)
     }
 
-    /// Ends a running attempt with `to`; false if the job is not running under this fence any more: whatever was
-    /// written first has won. What its events still tell is taken in first, and the device is free.
+    /// Ends a running attempt with `to`; false if the job is not running under this fence any more, or something else
+    /// is wanted of it than the end says: whatever was written first has won. What its events still tell is taken in first, and the device is free.
     pub fn end_attempt(&mut self, id: &str, fence: u64, to: State, end: &AttemptEnd) -> Result<bool, Error> {
         self.close(id, fence, State::Running, to, end)
     }
@@ -328,13 +330,15 @@ impl Store {
             .transpose()
             .map_err(|e| Error::Json { path: self.path.clone(), message: e.to_string() })?;
         let closed = self.write_with_events(&events, |sql| {
-            let known = "SELECT state, fence FROM job WHERE id = ?1";
-            let known = sql
-                .query_row(known, [id], |row| {
-                    Ok((job::word(row, 0, State::from_word)?, row.get::<_, i64>(1)? as u64))
-                })
-                .optional()?;
-            if known != Some((from, fence)) {
+            let known = "SELECT fence FROM job WHERE id = ?1";
+            let known = sql.query_row(known, [id], |row| row.get::<_, i64>(0)).optional()?;
+            let current = match (state_of(sql, id)?, known) {
+                (Some((state, desired)), Some(known)) => {
+                    state == from && known as u64 == fence && end.desired.is_none_or(|wish| wish == desired)
+                }
+                _ => false,
+            };
+            if !current {
                 return Ok(false);
             }
             ingest::ingest(sql, id, &events)?;
@@ -444,14 +448,36 @@ impl Store {
 
     /// Says why a job that is not over waits.
     pub fn set_reason(&mut self, id: &str, reason: Option<&str>) -> Result<(), Error> {
+        self.set_reasons([(id, reason)])
+    }
+
+    /// [`Store::set_reason`] for many jobs, in one transaction.
+    pub fn set_reasons<'a>(
+        &mut self,
+        reasons: impl IntoIterator<Item = (&'a str, Option<&'a str>)>,
+    ) -> Result<(), Error> {
         self.write(|sql| {
-            sql.execute(
+            let mut set = sql.prepare_cached(
                 "UPDATE job SET reason = ?2 WHERE id = ?1 AND reason IS NOT ?2 \
                  AND state NOT IN ('succeeded', 'failed', 'cancelled')",
-                params![id, reason],
+            )?;
+            reasons.into_iter().try_for_each(|(id, reason)| set.execute(params![id, reason]).map(drop))
+        })
+    }
+
+    /// Cancels a job that waits or is paused and of which that is wanted: a cancel that came while its worker ended.
+    /// False if it is not so.
+    pub fn cancel_waiting(&mut self, id: &str, result: &JobResult) -> Result<bool, Error> {
+        let result = serde_json::to_string(result)
+            .map_err(|e| Error::Json { path: self.path.clone(), message: e.to_string() })?;
+        let cancelled = self.write(|sql| {
+            sql.execute(
+                "UPDATE job SET state = 'cancelled', reason = NULL, result = ?2, finished_ms = ?3 \
+                 WHERE id = ?1 AND desired = 'cancel' AND state IN ('queued', 'paused')",
+                params![id, result, now_ms()],
             )
         })?;
-        Ok(())
+        Ok(cancelled == 1)
     }
 
     /// Jobs that are over and whose command is still to be run, with the command.

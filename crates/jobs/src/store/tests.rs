@@ -222,6 +222,25 @@ fn jobs_are_found_by_what_people_type() {
     assert_eq!(bench.store.list(filter).unwrap()[0].id, third);
 }
 
+#[test]
+fn an_end_that_counts_on_a_wish_waits_for_another_look_when_the_wish_has_changed() {
+    let mut bench = Bench::new();
+    let (id, _dir, fence) = bench.running("a", "cpu");
+    bench.store.request(&id, Desired::Pause).unwrap();
+    let end = AttemptEnd { desired: Some(Desired::Pause), ..AttemptEnd::default() };
+    bench.store.request(&id, Desired::Run).unwrap();
+    assert!(!bench.store.end_attempt(&id, fence, State::Paused, &end).unwrap());
+    assert_eq!(bench.store.job(&id).unwrap().state, State::Running);
+    // A cancel that comes between the look and the end is not lost.
+    let result = bench.result(&id, Ended::Cancelled).result.unwrap();
+    assert!(!bench.store.cancel_waiting(&id, &result).unwrap());
+    bench.store.request(&id, Desired::Cancel).unwrap();
+    assert!(bench.store.end_attempt(&id, fence, State::Queued, &AttemptEnd::default()).unwrap());
+    assert_eq!(bench.store.request(&id, Desired::Cancel).unwrap().0, Answer::Already);
+    assert!(bench.store.cancel_waiting(&id, &result).unwrap());
+    assert_eq!(bench.store.job(&id).unwrap().state, State::Cancelled);
+}
+
 /// Cancel against finish, on the store itself: whichever is written first wins, and there is one end.
 #[test]
 fn a_cancel_that_races_the_finish_leaves_one_end() {
