@@ -46,8 +46,10 @@ fn long_help() -> String {
   tunesmith adapter inspect out
 
 Environment:
-  TUNESMITH_HOME  where jobs and tables are kept (default: `tunesmith` in the user's data directory)
-  NO_COLOR        no colours, when set
+  TUNESMITH_HOME          where jobs and tables are kept (default: `tunesmith` in the user's data directory)
+  TUNESMITH_SUPERVISOR    `off`: job commands start no `tunesmith serve` in the background
+  TUNESMITH_HANG_SECONDS  silence after which a running job is ended and run again (default: 300)
+  NO_COLOR                no colours, when set
 
 Exit codes:
 ",
@@ -80,6 +82,8 @@ pub(crate) enum Command {
     /// Run one stage of a job in its directory; exit codes as `--help` lists them
     #[command(hide = true)]
     Worker(WorkerArgs),
+    /// Look after the jobs of the workspace: start them, watch them, go on after crashes
+    Serve(ServeArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example:
   tunesmith completions bash > ~/.local/share/bash-completion/completions/tunesmith")]
@@ -158,6 +162,30 @@ pub(crate) enum Stage {
     Prepare,
     /// Train on the frozen rows
     Train,
+}
+
+/// `tunesmith serve`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tunesmith serve
+  tunesmith serve --device cuda:0 --device cuda:1
+  tunesmith serve --drain
+
+Job commands start one in the background where none runs, which goes when there is nothing to do;
+TUNESMITH_SUPERVISOR=off leaves that to you. A workspace has one: a second ends with exit code 69.
+Workers outlive it: Ctrl-C or SIGTERM ends it within seconds, and the next one finds them again.
+A worker that gives no sign of life for TUNESMITH_HANG_SECONDS (default 300) is ended and run again.
+What it does is written to `supervisor.log` in the workspace.")]
+pub(crate) struct ServeArgs {
+    /// Where jobs may compute, one job at a time on each; may be repeated (default: every device)
+    #[arg(long, value_name = "DEVICE", value_parser = one_device)]
+    pub(crate) device: Vec<String>,
+    /// At the end, ask running jobs for a checkpoint and wait for it; they go on at the next start
+    #[arg(long)]
+    pub(crate) drain: bool,
+    /// Started by a command: goes after so many seconds with nothing to do
+    #[arg(long, value_name = "SECONDS", hide = true)]
+    pub(crate) idle_exit: Option<u64>,
 }
 
 /// How a base model given by its repo id is found.
@@ -262,13 +290,22 @@ impl Command {
             Self::Data(command) => command.json(),
             Self::Adapter(AdapterCommand::Inspect { json, .. })
             | Self::Config(ConfigCommand::Show { json, .. }) => *json,
-            Self::Config(ConfigCommand::Schema) | Self::Worker(_) | Self::Completions { .. } => false,
+            Self::Config(ConfigCommand::Schema) | Self::Worker(_) | Self::Serve(_) | Self::Completions { .. } => {
+                false
+            }
         }
     }
 }
 
 fn device(text: &str) -> Result<String, String> {
     if spec::is_device(text) { Ok(text.to_owned()) } else { Err(format!("expected {}", spec::DEVICES)) }
+}
+
+fn one_device(text: &str) -> Result<String, String> {
+    match device(text) {
+        Ok(device) if device != "auto" => Ok(device),
+        _ => Err("expected cpu or cuda:N".to_owned()),
+    }
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

@@ -35,6 +35,16 @@ pub enum CliError {
     /// The device asked for is not there.
     #[error("{0}")]
     Device(String),
+    /// What is asked for is taken.
+    #[error("{message}")]
+    Unavailable {
+        /// One of the service's error codes.
+        code: &'static str,
+        /// What, and by whom.
+        message: String,
+        /// What may help.
+        hint: Option<String>,
+    },
     /// The job directory could not be written or read.
     #[error(transparent)]
     Jobs(#[from] tunesmith_jobs::Error),
@@ -88,7 +98,10 @@ pub const EXIT_CODES: [(u8, &str); 8] = [
         BAD_DATA,
         "the job file, data, model or adapter is wrong, or the loss stopped being a number; the same input fails again",
     ),
-    (69, "the device asked for is not there, or its memory is too small"),
+    (
+        69,
+        "the device asked for is not there, or its memory is too small; or the workspace has a `serve` already",
+    ),
     (70, "internal error: a bug"),
     (74, "a file could not be read or written: disk full, no permission"),
     (GO_ON, "checkpointed; run it again to go on"),
@@ -181,6 +194,7 @@ impl CliError {
             Self::Spec(_) => ("data", "invalid_config"),
             Self::Input { code, .. } => ("data", code),
             Self::Device(_) => ("device", "device_missing"),
+            Self::Unavailable { code, .. } => ("device", code),
             Self::Jobs(_) | Self::Io { .. } => ("io", "io_error"),
             Self::Model(e) | Self::Infer(tunesmith_infer::Error::Model(e)) => model_kind(e),
             Self::Data(tunesmith_data::Error::Table(e)) => table_kind(e),
@@ -198,7 +212,9 @@ impl CliError {
     pub fn hint(&self) -> Option<String> {
         let full = "free some space, or set TUNESMITH_HOME to a directory on another disk";
         match self {
-            Self::Usage { hint, .. } | Self::Input { hint, .. } => hint.clone(),
+            Self::Usage { hint, .. } | Self::Input { hint, .. } | Self::Unavailable { hint, .. } => {
+                hint.clone()
+            }
             Self::Spec(SpecError::Problems(_)) => {
                 Some("`tunesmith config schema` lists every key and what it accepts".to_owned())
             }

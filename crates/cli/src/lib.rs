@@ -61,6 +61,7 @@ fn dispatch(command: &Command) -> Result<ExitCode, Failed> {
             }
         }
         Command::Worker(args) => return Ok(commands::worker::run(args)),
+        Command::Serve(args) => commands::serve::run(args)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "tunesmith", &mut script);
