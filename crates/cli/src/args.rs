@@ -2,6 +2,7 @@
 
 mod check;
 mod data;
+mod jobs;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -10,6 +11,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use check::{CheckArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
+pub(crate) use jobs::{
+    CreateArgs, DescribeArgs, DoctorArgs, ListArgs, LogsArgs, RemoveJobArgs, RetryArgs, WishArgs,
+};
 
 use crate::error::EXIT_CODES;
 use crate::spec;
@@ -23,6 +27,8 @@ use crate::spec;
     after_help = "Examples:
   tunesmith train configs/quickstart.toml
   tunesmith train job.toml --set lora.r=8 --epochs 2
+  tunesmith create support --base models/base --training-data tickets.jsonl
+  tunesmith describe support --watch
   tunesmith generate --base models/base --adapter out --prompt \"Where is my order?\"
   tunesmith adapter inspect out
 
@@ -42,6 +48,8 @@ fn long_help() -> String {
         "Examples:
   tunesmith train configs/quickstart.toml
   tunesmith train job.toml --set lora.r=8 --epochs 2
+  tunesmith create support --base models/base --training-data tickets.jsonl
+  tunesmith describe support --watch
   tunesmith generate --base models/base --adapter out --prompt \"Where is my order?\"
   tunesmith adapter inspect out
 
@@ -73,6 +81,32 @@ pub(crate) enum Command {
     Data(DataCommand),
     /// Say what a job will take: tokens, steps, time, memory, disk, and its price if asked
     Quote(QuoteArgs),
+    /// Make a job, which goes on when this terminal is closed
+    Create(Box<CreateArgs>),
+    /// List the jobs, the newest first
+    Show(ListArgs),
+    /// Say how a job is: progress, losses, checkpoints, history
+    Describe(DescribeArgs),
+    /// Stop a job for good
+    #[command(after_help = "Example:
+  tunesmith cancel support --wait")]
+    Cancel(WishArgs),
+    /// Stop a job at a checkpoint, to go on later
+    #[command(after_help = "Example:
+  tunesmith pause support --wait")]
+    Pause(WishArgs),
+    /// Let a paused job go on from its checkpoint
+    #[command(after_help = "Example:
+  tunesmith resume support")]
+    Resume(WishArgs),
+    /// Make a new job of the same spec that goes on where one that is over stopped
+    Retry(RetryArgs),
+    /// Show what a job's worker wrote, or its events
+    Logs(LogsArgs),
+    /// Remove jobs with everything in their directories
+    Rm(RemoveJobArgs),
+    /// Check the store and every job directory, and say what is wrong and what to do
+    Doctor(DoctorArgs),
     /// Look into adapters
     #[command(subcommand)]
     Adapter(AdapterCommand),
@@ -288,11 +322,20 @@ impl Command {
             Self::Generate(args) => args.json,
             Self::Quote(args) => args.json,
             Self::Data(command) => command.json(),
+            Self::Create(args) => args.json,
+            Self::Show(args) => args.json,
+            Self::Describe(args) => args.json,
+            Self::Cancel(args) | Self::Pause(args) | Self::Resume(args) => args.json,
+            Self::Retry(args) => args.json,
+            Self::Logs(args) => args.json,
+            Self::Rm(args) => args.json,
+            Self::Doctor(args) => args.json,
             Self::Adapter(AdapterCommand::Inspect { json, .. })
             | Self::Config(ConfigCommand::Show { json, .. }) => *json,
-            Self::Config(ConfigCommand::Schema) | Self::Worker(_) | Self::Serve(_) | Self::Completions { .. } => {
-                false
-            }
+            Self::Config(ConfigCommand::Schema)
+            | Self::Worker(_)
+            | Self::Serve(_)
+            | Self::Completions { .. } => false,
         }
     }
 }

@@ -132,6 +132,19 @@ pub(super) fn preflight(spec: &JobSpec) -> Result<(), CliError> {
             Err(source) => return Err(CliError::Io { action: "read", path: path.to_owned(), source }),
         }
     }
+    check_output(spec)
+}
+
+/// [`preflight`] of a job that is made again: rows that are frozen need no source.
+pub(super) fn preflight_again(spec: &JobSpec, reads: bool) -> Result<(), CliError> {
+    if reads {
+        return preflight(spec);
+    }
+    engine::check_device(&spec.device)?;
+    check_output(spec)
+}
+
+fn check_output(spec: &JobSpec) -> Result<(), CliError> {
     if let Some(output) = &spec.output {
         refuse_existing(output)?;
         if let Some(parent) = output.parent() {
@@ -152,7 +165,7 @@ fn with_hint(error: CliError, hint: &str) -> CliError {
 }
 
 /// What a person sees at the end.
-fn report(result: &JobResult) -> Result<(), CliError> {
+pub(super) fn report(result: &JobResult) -> Result<(), CliError> {
     for preview in &result.previews {
         out::line(&format!("held-out row {}: {}", preview.line, indent(&preview.prompt)))?;
         out::line(&format!("  expected: {}", indent(&preview.expected)))?;
