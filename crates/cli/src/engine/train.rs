@@ -10,6 +10,7 @@ use super::base::Base;
 use super::data::{self, Parts};
 use super::device::{self, Work};
 use super::{Run, Source, preview};
+use crate::energy::{self, Energy};
 use crate::error::CliError;
 
 /// Trains: reads the data into the job directory, trains, leaves the adapter in it, fills in `run.result`.
@@ -47,8 +48,10 @@ impl Work for Training<'_, '_> {
 
         let dropout = spec.lora.lora_dropout as f32;
         let mut trainer = Trainer::for_lengths(decoder, &spec.train, dropout, parts.lengths())?;
+        let energy = Energy::start();
         let mut watch = Watch { run: &mut *run };
         let summary = engine::train(&mut trainer, &parts.train, &parts.validation, &spec.train, &mut watch);
+        (run.result.joules, run.result.joules_unknown) = energy::joules_of(&spec.device, energy);
         let summary = summary.map_err(own_error)?;
         run.result.train_loss = summary.train_loss;
         if summary.stopped {
