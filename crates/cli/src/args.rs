@@ -170,6 +170,9 @@ pub(crate) struct TrainArgs {
     /// What overrides the file.
     #[command(flatten)]
     pub(crate) overrides: Overrides,
+    /// Price of a million training tokens, in any currency: the result then has the price of the run
+    #[arg(long, value_name = "X", value_parser = check::price, allow_negative_numbers = true)]
+    pub(crate) price_per_million: Option<f64>,
     /// Print one JSON object to standard output and nothing else
     #[arg(long)]
     pub(crate) json: bool,

@@ -11,6 +11,8 @@ use crate::commands::deliver::{deliver, refuse_existing};
 use crate::commands::{generate::missing, load};
 use crate::engine::{self, Run, Stop};
 use crate::error::CliError;
+use crate::progress::thousands;
+use crate::quote::Costs;
 use crate::spec::JobSpec;
 use crate::{interrupt, out};
 use tunesmith_jobs::dir::{self as jobdir, Failure, JobDir, JobResult, Status, rfc3339_now};
@@ -55,6 +57,10 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
     let mut result = run.result;
     result.finished_at = rfc3339_now();
     result.seconds = started.elapsed().as_secs_f64();
+    // Every token of the steps that were taken, as a quote counts them.
+    let costs = Costs::counted(result.tokens, result.trained_tokens, spec.train.epochs, result.steps);
+    let costs = costs.priced(args.price_per_million);
+    (result.price_per_million, result.price) = (costs.price_per_million, costs.price);
     result.status = match &outcome {
         Ok(()) => Status::Success,
         Err(CliError::Cancelled) => Status::Cancelled,
@@ -174,6 +180,13 @@ pub(super) fn report(result: &JobResult) -> Result<(), CliError> {
     }
     if let (Some(before), Some(after)) = (result.initial_validation_loss, result.validation_loss) {
         out::line(&format!("validation loss: {before:.4} before, {after:.4} after"))?;
+    }
+    if let (Some(price), Some(per_million)) = (result.price, result.price_per_million) {
+        let tokens = thousands(result.tokens);
+        out::line(&format!("price: {price:.4} for {tokens} tokens ({per_million} a million)"))?;
+    }
+    if let Some(joules) = result.joules {
+        out::line(&format!("energy: {:.1} Wh of the CPU", joules / 3600.0))?;
     }
     match &result.adapter {
         Some(path) => out::line(&format!("adapter: {}", path.display())),
