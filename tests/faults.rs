@@ -8,7 +8,7 @@
 mod common;
 
 use common::tiny_model::{TARGETS, TinyModel, config, specs};
-use common::{load, training_batch};
+use common::{load, training_batch, whole_run};
 use tunesmith_data::{Example, Place};
 use tunesmith_model::peft::{Layers, LoraConfig};
 use tunesmith_model::{Checkpoint, Decoder, ModelConfig, peft};
@@ -318,11 +318,11 @@ fn a_run_stops_when_it_is_asked_to_and_when_nobody_can_listen() {
     let settings = settings();
     let mut observer = Impatient { steps: 0, limit: 2, fails: false };
     let mut patient = trainer(&model, &TARGETS, &settings, &data);
-    let summary = train(&mut patient, &data, &[], &settings, &mut observer).unwrap();
+    let summary = train(&mut patient, whole_run(&data, &[], &settings), &mut observer).unwrap();
     assert_eq!((summary.steps, summary.total_steps, summary.stopped), (2, 5, true));
     let mut observer = Impatient { steps: 0, limit: 2, fails: true };
     let mut deaf = trainer(&model, &TARGETS, &settings, &data);
-    let error = train(&mut deaf, &data, &[], &settings, &mut observer).unwrap_err();
+    let error = train(&mut deaf, whole_run(&data, &[], &settings), &mut observer).unwrap_err();
     assert!(error.to_string().contains("the disk is full"), "{error}");
 }
 
@@ -334,7 +334,7 @@ fn settings_and_data_that_cannot_train_are_refused() {
         let mut trainer =
             trainer(&model, &TARGETS, &TrainConfig { batch_size: 2, ..settings.clone() }, &data);
         let mut observer = Impatient { steps: 0, limit: 99, fails: false };
-        train(&mut trainer, &data, &[], &settings, &mut observer).unwrap_err().to_string()
+        train(&mut trainer, whole_run(&data, &[], &settings), &mut observer).unwrap_err().to_string()
     };
     let bad = [
         ("epochs", TrainConfig { epochs: 0, ..settings() }),

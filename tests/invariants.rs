@@ -10,7 +10,7 @@ mod common;
 use std::path::Path;
 
 use common::tiny_model::{TARGETS, TinyModel, batch, config, specs};
-use common::{Engine, examples, load, loss_and_gradients};
+use common::{Engine, examples, load, loss_and_gradients, whole_run};
 use tunesmith_data::{Example, Place};
 use tunesmith_model::peft::{self, LoraConfig, PeftConfig};
 use tunesmith_model::{Keep, ModelCard};
@@ -79,7 +79,7 @@ fn run(
     let all = train_rows.iter().chain(validation);
     let mut trainer = Trainer::new(engine, settings, dropout, all).unwrap();
     let mut events = Events::default();
-    let summary = train(&mut trainer, train_rows, validation, settings, &mut events).unwrap();
+    let summary = train(&mut trainer, whole_run(train_rows, validation, settings), &mut events).unwrap();
     (trainer.into_decoder(), events, summary)
 }
 
@@ -324,7 +324,7 @@ fn an_update_that_no_loss_reaches_is_warned_of() {
         engine.initialize(0).unwrap();
         let mut trainer = Trainer::new(engine, &settings(), 0.0, &data).unwrap();
         let mut events = Events(Vec::new());
-        train(&mut trainer, &data, &[], &settings(), &mut events).unwrap();
+        train(&mut trainer, whole_run(&data, &[], &settings()), &mut events).unwrap();
         let warnings: Vec<&String> = events
             .0
             .iter()

@@ -17,6 +17,7 @@ use tunesmith_model::{AdapterLayout, Batch, Checkpoint, Decoder, Document, Keep,
 use tunesmith_ops::{Kernels, RefKernels};
 use tunesmith_testkit::cases;
 use tunesmith_testkit::tensors::{Tensor, Tensors};
+use tunesmith_train::{RunInput, TrainConfig};
 
 /// The engine on the CPU.
 pub(crate) type Engine = Decoder<RefKernels>;
@@ -50,6 +51,15 @@ pub(crate) fn examples(batch: &cases::Batch, first_line: usize) -> Vec<Example> 
         }
     };
     (0..batch.rows).map(row).collect()
+}
+
+/// A run from its first step to its last.
+pub(crate) fn whole_run<'a>(
+    train: &'a [Example],
+    validation: &'a [Example],
+    config: &'a TrainConfig,
+) -> RunInput<'a, [Example], [Example]> {
+    RunInput { train, validation, config, fingerprint: "", resume: None }
 }
 
 /// These examples as one batch, numbered from 0.

@@ -2,14 +2,18 @@
 
 mod check;
 mod data;
+mod jobs;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use check::{CheckArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
+pub(crate) use jobs::{
+    CreateArgs, DescribeArgs, DoctorArgs, ListArgs, LogsArgs, RemoveJobArgs, RetryArgs, WishArgs,
+};
 
 use crate::error::EXIT_CODES;
 use crate::spec;
@@ -23,6 +27,8 @@ use crate::spec;
     after_help = "Examples:
   tunesmith train configs/quickstart.toml
   tunesmith train job.toml --set lora.r=8 --epochs 2
+  tunesmith create support --base models/base --training-data tickets.jsonl
+  tunesmith describe support --watch
   tunesmith generate --base models/base --adapter out --prompt \"Where is my order?\"
   tunesmith adapter inspect out
 
@@ -42,6 +48,8 @@ fn long_help() -> String {
         "Examples:
   tunesmith train configs/quickstart.toml
   tunesmith train job.toml --set lora.r=8 --epochs 2
+  tunesmith create support --base models/base --training-data tickets.jsonl
+  tunesmith describe support --watch
   tunesmith generate --base models/base --adapter out --prompt \"Where is my order?\"
   tunesmith adapter inspect out
 
@@ -73,12 +81,41 @@ pub(crate) enum Command {
     Data(DataCommand),
     /// Say what a job will take: tokens, steps, time, memory, disk, and its price if asked
     Quote(QuoteArgs),
+    /// Make a job, which goes on when this terminal is closed
+    Create(Box<CreateArgs>),
+    /// List the jobs, the newest first
+    Show(ListArgs),
+    /// Say how a job is: progress, losses, checkpoints, history
+    Describe(DescribeArgs),
+    /// Stop a job for good
+    #[command(after_help = "Example:
+  tunesmith cancel support --wait")]
+    Cancel(WishArgs),
+    /// Stop a job at a checkpoint, to go on later
+    #[command(after_help = "Example:
+  tunesmith pause support --wait")]
+    Pause(WishArgs),
+    /// Let a paused job go on from its checkpoint
+    #[command(after_help = "Example:
+  tunesmith resume support")]
+    Resume(WishArgs),
+    /// Make a new job of the same spec that goes on where one that is over stopped
+    Retry(RetryArgs),
+    /// Show what a job's worker wrote, or its events
+    Logs(LogsArgs),
+    /// Remove jobs with everything in their directories
+    Rm(RemoveJobArgs),
+    /// Check the store and every job directory, and say what is wrong and what to do
+    Doctor(DoctorArgs),
     /// Look into adapters
     #[command(subcommand)]
     Adapter(AdapterCommand),
     /// Job files: their keys, and what one resolves to
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Run one stage of a job in its directory; exit codes as `--help` lists them
+    #[command(hide = true)]
+    Worker(WorkerArgs),
     /// Look after the jobs of the workspace: start them, watch them, go on after crashes
     Serve(ServeArgs),
     /// Print a completion script for a shell
@@ -133,12 +170,35 @@ pub(crate) struct TrainArgs {
     /// What overrides the file.
     #[command(flatten)]
     pub(crate) overrides: Overrides,
+    /// Price of a million training tokens, in any currency: the result then has the price of the run
+    #[arg(long, value_name = "X", value_parser = check::price, allow_negative_numbers = true)]
+    pub(crate) price_per_million: Option<f64>,
     /// Print one JSON object to standard output and nothing else
     #[arg(long)]
     pub(crate) json: bool,
     /// No progress
     #[arg(long, short)]
     pub(crate) quiet: bool,
+}
+
+/// `tunesmith worker`.
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    /// The job's directory
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// What to do of it
+    #[arg(long, value_enum)]
+    pub(crate) stage: Stage,
+}
+
+/// A stage of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Stage {
+    /// Read, check and freeze the rows
+    Prepare,
+    /// Train on the frozen rows
+    Train,
 }
 
 /// `tunesmith serve`.
@@ -265,9 +325,20 @@ impl Command {
             Self::Generate(args) => args.json,
             Self::Quote(args) => args.json,
             Self::Data(command) => command.json(),
+            Self::Create(args) => args.json,
+            Self::Show(args) => args.json,
+            Self::Describe(args) => args.json,
+            Self::Cancel(args) | Self::Pause(args) | Self::Resume(args) => args.json,
+            Self::Retry(args) => args.json,
+            Self::Logs(args) => args.json,
+            Self::Rm(args) => args.json,
+            Self::Doctor(args) => args.json,
             Self::Adapter(AdapterCommand::Inspect { json, .. })
             | Self::Config(ConfigCommand::Show { json, .. }) => *json,
-            Self::Config(ConfigCommand::Schema) | Self::Serve(_) | Self::Completions { .. } => false,
+            Self::Config(ConfigCommand::Schema)
+            | Self::Worker(_)
+            | Self::Serve(_)
+            | Self::Completions { .. } => false,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 
+use crate::engine::{Stop, StopFlag};
 use crate::spec::SpecError;
 use tunesmith_jobs::dir::{io_words, is_disk_full};
 
@@ -75,10 +76,16 @@ pub enum CliError {
     /// Stopped by Ctrl-C or a termination signal.
     #[error("stopped before the end")]
     Cancelled,
+    /// Stopped where it can go on.
+    #[error("stopped at a checkpoint; run it again to go on")]
+    Paused,
     /// A bug.
     #[error("internal error: {0}")]
     Internal(String),
 }
+
+/// The exit code for a run that goes on when it is run again.
+pub const GO_ON: u8 = 75;
 
 /// The exit code for input that fails again.
 pub const BAD_DATA: u8 = 65;
@@ -89,7 +96,8 @@ pub const EXIT_CODES: [(u8, &str); 8] = [
     (2, "the command line is wrong"),
     (
         BAD_DATA,
-        "the job file, data, model or adapter is wrong, or the loss stopped being a number; the same input fails again",
+        "the job file, data, model or adapter is wrong, or the loss stopped being a number; the same input fails again; \
+         a request that comes too late for its job; `data check` or `doctor` found something",
     ),
     (
         69,
@@ -97,9 +105,20 @@ pub const EXIT_CODES: [(u8, &str); 8] = [
     ),
     (70, "internal error: a bug"),
     (74, "a file could not be read or written: disk full, no permission"),
-    (75, "checkpointed; run it again to go on"),
-    (130, "stopped by Ctrl-C"),
+    (GO_ON, "checkpointed; run it again to go on"),
+    (130, "stopped by Ctrl-C, or the job was cancelled"),
 ];
+
+/// The exit code of a cause class, be it this process's or that of a job that failed elsewhere.
+pub fn class_exit_code(class: &str) -> u8 {
+    match class {
+        "io" => 74,
+        "device" | "memory" => 69,
+        "internal" | "worker_lost" => 70,
+        "cancelled" => 130,
+        _ => BAD_DATA,
+    }
+}
 
 impl CliError {
     /// The error of a panic: its own message.
@@ -109,6 +128,15 @@ impl CliError {
             .copied()
             .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         Self::Internal(text.unwrap_or("the program panicked").to_owned())
+    }
+
+    /// [`CliError::Cancelled`] or [`CliError::Paused`] if a run is asked to stop.
+    pub(crate) fn check(stop: &StopFlag) -> Result<(), Self> {
+        match stop.now() {
+            Stop::None => Ok(()),
+            Stop::Pause => Err(Self::Paused),
+            Stop::Cancel => Err(Self::Cancelled),
+        }
     }
 
     /// The I/O error behind this one.
@@ -121,7 +149,10 @@ impl CliError {
             | Self::Data(
                 tunesmith_data::Error::Io { source, .. } | tunesmith_data::Error::Temporary { source, .. },
             )
-            | Self::Train(tunesmith_train::Error::Model(Model::Io { source, .. }))
+            | Self::Train(
+                tunesmith_train::Error::Model(Model::Io { source, .. })
+                | tunesmith_train::Error::File { source, .. },
+            )
             | Self::Infer(tunesmith_infer::Error::Model(Model::Io { source, .. }))
             | Self::Spec(SpecError::Read { source, .. }) => Some(source),
             _ => None,
@@ -131,7 +162,11 @@ impl CliError {
     /// The I/O error where the file system refused, and not what the user gave is the trouble: a named file that
     /// is not there is wrong input.
     fn io(&self) -> Option<&io::Error> {
-        let ours = matches!(self, Self::Jobs(_) | Self::Io { .. });
+        let file = |e: &tunesmith_train::Error| matches!(e, tunesmith_train::Error::File { .. });
+        let ours = match self {
+            Self::Train(e) => file(e),
+            other => matches!(other, Self::Jobs(_) | Self::Io { .. }),
+        };
         self.cause()
             .filter(|e| ours || !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData))
     }
@@ -141,12 +176,8 @@ impl CliError {
         match self {
             Self::Usage { .. } | Self::Spec(SpecError::Set { .. }) => 2,
             Self::Cancelled => 130,
-            _ => match self.class() {
-                "io" => 74,
-                "device" | "memory" => 69,
-                "internal" => 70,
-                _ => BAD_DATA,
-            },
+            Self::Paused => GO_ON,
+            _ => class_exit_code(self.class()),
         }
     }
 
@@ -171,7 +202,8 @@ impl CliError {
             Self::Input { code, .. } => ("data", code),
             Self::Device(_) => ("device", "device_missing"),
             Self::Unavailable { code, .. } => ("device", code),
-            Self::Jobs(_) | Self::Io { .. } => ("io", "io_error"),
+            Self::Jobs(e) => jobs_kind(e),
+            Self::Io { .. } => ("io", "io_error"),
             Self::Model(e) | Self::Infer(tunesmith_infer::Error::Model(e)) => model_kind(e),
             Self::Data(tunesmith_data::Error::Table(e)) => table_kind(e),
             Self::Data(e) => data_kind(e),
@@ -179,6 +211,7 @@ impl CliError {
             Self::Infer(tunesmith_infer::Error::NotFinite { .. }) => ("numeric", "non_finite_output"),
             Self::Prompt(_) | Self::Infer(_) => ("data", "invalid_prompt"),
             Self::Cancelled => ("cancelled", "cancelled"),
+            Self::Paused => ("paused", "paused"),
             Self::Internal(_) => INTERNAL,
         }
     }
@@ -202,6 +235,11 @@ impl CliError {
                     .to_owned(),
             ),
             _ if self.code() == "disk_full" => Some(full.to_owned()),
+            Self::Jobs(tunesmith_jobs::Error::NoJob { .. } | tunesmith_jobs::Error::Ambiguous { .. }) => None,
+            Self::Jobs(tunesmith_jobs::Error::Refused { .. }) => None,
+            Self::Jobs(tunesmith_jobs::Error::Corrupt { .. }) => {
+                Some("`tunesmith doctor` says what is damaged and what to do".to_owned())
+            }
             Self::Jobs(_) => Some("TUNESMITH_HOME chooses the directory that jobs are kept in".to_owned()),
             Self::Internal(_) => Some("please report this with the command and the job file".to_owned()),
             _ => None,
@@ -223,6 +261,16 @@ impl CliError {
         }
         // One vocabulary for what a file system says, whichever crate met it.
         self.cause().map_or(text.clone(), |e| text.replace(&e.to_string(), &io_words(e)))
+    }
+}
+
+fn jobs_kind(error: &tunesmith_jobs::Error) -> (&'static str, &'static str) {
+    use tunesmith_jobs::Error;
+    match error {
+        Error::NoJob { .. } => ("data", "unknown_job"),
+        Error::Ambiguous { .. } => ("data", "ambiguous_job"),
+        Error::Refused { code, .. } => ("data", code),
+        _ => ("io", "io_error"),
     }
 }
 
@@ -293,6 +341,8 @@ fn train_kind(error: &tunesmith_train::Error) -> (&'static str, &'static str) {
         }
         Error::Model(e) => model_kind(e),
         Error::Ops(e) => ops_kind(e),
+        Error::Checkpoint { .. } | Error::Resume { .. } => ("data", "invalid_checkpoint"),
+        Error::File { .. } => ("io", "io_error"),
         Error::NoTrainedTokens { .. } => ("data", "zero_trainable_tokens"),
         Error::Observer(_) => INTERNAL,
         _ => ("data", "invalid_config"),

@@ -20,6 +20,7 @@ pub use card::ModelCard;
 pub use config::{Architecture, ModelConfig};
 pub use decoder::{Batch, Decoder, Document, DropoutStep, Keep, KvCache, Workspace};
 pub use error::{Error, Result};
+pub use publish::{sync_dir, write_file};
 pub use rope::{Rope, RopeScaling};
 pub use tensor_file::TensorFile;
 pub use weights::Checkpoint;

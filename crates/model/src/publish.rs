@@ -36,7 +36,7 @@ pub(crate) fn publish_dir(dir: &Path, known: &[&str], fill: impl FnOnce(&Path) -
 }
 
 /// Writes a new file through `fill` and waits until it is on the disk.
-pub(crate) fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+pub fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let write = || {
         let mut file = io::BufWriter::with_capacity(1 << 16, File::create(path)?);
         fill(&mut file)?;
@@ -86,9 +86,9 @@ fn remove_leftover(tmp: &Path, known: &[&str]) -> Result<()> {
     fs::remove_dir_all(tmp).map_err(Error::io("remove the directory", tmp))
 }
 
-/// A rename is durable only once its directory is on the disk. Windows has no such call for directories.
+/// Brings the names in a directory to the disk: a rename is durable only then. Windows has no such call.
 #[cfg_attr(windows, allow(clippy::unnecessary_wraps))]
-fn sync_dir(dir: &Path) -> Result<()> {
+pub fn sync_dir(dir: &Path) -> Result<()> {
     #[cfg(unix)]
     File::open(dir).and_then(|file| file.sync_all()).map_err(Error::io("write", dir))?;
     #[cfg(not(unix))]

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
+
 /// Shape of the learning rate after warm-up (names of transformers' `lr_scheduler_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -84,5 +86,39 @@ impl Default for TrainConfig {
             evals_per_epoch: 1,
             recompute: Recompute::None,
         }
+    }
+}
+
+impl TrainConfig {
+    /// Refuses settings that no run can have.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let c = self;
+        let setting = |key, ok: bool, value: String, allowed| {
+            if ok { Ok(()) } else { Err(Error::Setting { key, value, allowed }) }
+        };
+        let unit = |v: f64| (0.0..1.0).contains(&v);
+        setting("epochs", (1..=10).contains(&c.epochs), c.epochs.to_string(), "from 1 to 10")?;
+        setting("batch_size", c.batch_size >= 1, c.batch_size.to_string(), "at least 1")?;
+        let lr = c.learning_rate;
+        setting("learning_rate", lr.is_finite() && lr > 0.0, lr.to_string(), "above 0")?;
+        setting("adam_beta1", unit(c.adam_beta1), c.adam_beta1.to_string(), "at least 0 and below 1")?;
+        setting("adam_beta2", unit(c.adam_beta2), c.adam_beta2.to_string(), "at least 0 and below 1")?;
+        let eps = c.adam_epsilon;
+        setting("adam_epsilon", eps.is_finite() && eps > 0.0, eps.to_string(), "above 0")?;
+        let decay = c.weight_decay;
+        setting("weight_decay", decay.is_finite() && decay >= 0.0, decay.to_string(), "at least 0")?;
+        let norm = c.max_grad_norm;
+        setting(
+            "max_grad_norm",
+            norm.is_finite() && norm >= 0.0,
+            norm.to_string(),
+            "at least 0 (0 turns clipping off)",
+        )?;
+        setting(
+            "warmup_ratio",
+            (0.0..=1.0).contains(&c.warmup_ratio),
+            c.warmup_ratio.to_string(),
+            "from 0 to 1",
+        )
     }
 }

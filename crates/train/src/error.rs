@@ -1,3 +1,6 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
 use tunesmith_data::Place;
 
 /// What can stop a run.
@@ -51,6 +54,30 @@ pub enum Error {
         /// Where the rows stand in the validation data.
         places: Vec<Place>,
     },
+    /// A checkpoint that cannot be written or gone on from.
+    #[error("`{}` {problem}", path.display())]
+    Checkpoint {
+        /// The checkpoint, or a file of it.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The file system refused.
+    #[error("cannot {action} `{}`: {source}", path.display())]
+    File {
+        /// `create`, `read`, `remove`.
+        action: &'static str,
+        /// What was touched.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// A snapshot that this run cannot go on from.
+    #[error("Cannot go on from this checkpoint: {why}")]
+    Resume {
+        /// What does not fit, and what to do.
+        why: String,
+    },
     /// The rows could not be read back or packed.
     #[error(transparent)]
     Data(#[from] tunesmith_data::Error),
@@ -63,6 +90,17 @@ pub enum Error {
     /// Whoever watches the run could not take an event (a full disk, say).
     #[error("{0}")]
     Observer(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    pub(crate) fn checkpoint(path: &Path, problem: String) -> Self {
+        Self::Checkpoint { path: path.to_owned(), problem }
+    }
+
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::File { action, path, source }
+    }
 }
 
 /// `line 4`, `line 4 and 7`, `line 1, 2, 3 and 5 more`; rows of further files as `line 4 of file 2`.

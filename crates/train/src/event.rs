@@ -6,6 +6,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "data", rename_all = "snake_case")]
 pub enum Event {
+    /// The run goes on from a snapshot: what an earlier attempt said of later steps is done again. The first event
+    /// then; the plan follows once more.
+    Resumed {
+        /// Optimizer steps done by then.
+        step: usize,
+    },
     /// The run is laid out; nothing is computed yet.
     Plan {
         /// Rows trained on.
@@ -56,6 +62,15 @@ pub enum Event {
         trained_tokens: usize,
         /// Wall time in seconds.
         seconds: f64,
+    },
+    /// Training has ended by itself; a run that was asked to stop does not say this, for it may go on.
+    Stopped {
+        /// Why, in one sentence.
+        reason: String,
+        /// Optimizer steps done.
+        step: usize,
+        /// The step of the best evaluation, if there was one.
+        best_step: Option<usize>,
     },
     /// Something that does not stop the run and that nobody should miss.
     Warning {

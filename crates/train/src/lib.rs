@@ -1,12 +1,15 @@
 //! Optimizer, schedule, step loop, evaluation and events.
 //!
-//! [`Trainer`] does one step at a time; [`train`] does a whole run and tells an [`Observer`] what happens. The loss of
+//! [`Trainer`] does one step at a time; [`train`] does a whole run, or the rest of one from a [`Snapshot`],
+//! and tells an [`Observer`] what happens. The loss of
 //! a step is the sum of its token losses divided once by its trained tokens, so the result does not depend on how
 //! the step is cut into micro-batches.
 
+pub mod checkpoint;
 mod config;
 mod error;
 mod event;
+mod observer;
 mod order;
 mod run;
 mod schedule;
@@ -16,8 +19,9 @@ mod trainer;
 pub use config::{LrScheduler, Recompute, TrainConfig};
 pub use error::Error;
 pub use event::Event;
+pub use observer::{Observer, ObserverError, StepPoint};
 pub use order::epoch_order;
-pub use run::{Observer, Summary, train};
+pub use run::{RunInput, Summary, train};
 pub use schedule::Schedule;
 pub use state::{Best, Exact, RunState, STATE_VERSION, Snapshot};
 pub use trainer::{RowLoss, StepOutcome, Trainer};

@@ -1,4 +1,4 @@
-//! A whole run: epochs, steps, evaluations.
+//! A whole run: epochs, steps, evaluations, from the start or from a snapshot.
 
 use std::time::Instant;
 
@@ -6,25 +6,27 @@ use serde::{Deserialize, Serialize};
 use tunesmith_data::{Example, Examples};
 use tunesmith_ops::Kernels;
 
+use crate::observer::{Observer, ObserverError, StepPoint};
 use crate::order::epoch_order;
 use crate::schedule::Schedule;
-use crate::{Error, Event, TrainConfig, Trainer};
+use crate::{Error, Event, Exact, RowLoss, RunState, Snapshot, TrainConfig, Trainer};
 
 /// Rows of an evaluation that are in memory at once: a multiple of every usual batch size.
 const EVALUATED_AT_ONCE: usize = 1 << 12;
 
-/// Whoever watches a run: writes its events down, shows progress, may ask it to stop.
-pub trait Observer {
-    /// Takes one event.
-    ///
-    /// # Errors
-    /// Whatever keeps the event from being kept; it ends the run.
-    fn event(&mut self, event: &Event) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
-
-    /// Whether the run should stop after the current step.
-    fn should_stop(&self) -> bool {
-        false
-    }
+/// What a run works on.
+#[derive(Debug)]
+pub struct RunInput<'a, T: ?Sized, V: ?Sized> {
+    /// Rows to train on.
+    pub train: &'a T,
+    /// Rows held out; may be none.
+    pub validation: &'a V,
+    /// The settings, those that the trainer was made with.
+    pub config: &'a TrainConfig,
+    /// Digest of whatever the run is made of: settings, rows, adapter layout. A snapshot of another one is refused.
+    pub fingerprint: &'a str,
+    /// Where to go on from; nothing for a new run.
+    pub resume: Option<Snapshot>,
 }
 
 /// How a run ended.
@@ -32,8 +34,10 @@ pub trait Observer {
 pub struct Summary {
     /// Optimizer steps done.
     pub steps: usize,
-    /// Steps of the whole run.
+    /// Steps of the whole run as planned.
     pub total_steps: usize,
+    /// Epochs of the whole run as planned.
+    pub epochs: usize,
     /// Whether it was asked to stop before its end.
     pub stopped: bool,
     /// Loss of the last epoch's steps, weighted by their trained tokens.
@@ -54,25 +58,47 @@ pub struct Summary {
 /// `validation` before the first step and `evals_per_epoch` times in each epoch. The last batch of an epoch may be
 /// smaller than the others: no row is left out.
 ///
+/// From a snapshot it goes on as if it had never stopped: the same rows in the same order, the same dropout, the same
+/// sums, so the same bits on the same device. A stop takes effect within one micro-batch; the step or evaluation it
+/// cuts off is thrown away, and done again by whoever goes on.
+///
 /// # Errors
-/// Settings out of range, nothing to train on, numbers that are not finite, a device fault, or an observer that
-/// could not take an event.
-pub fn train<K: Kernels>(
+/// Settings out of range, nothing to train on, a snapshot of another run, numbers that are not finite, a device
+/// fault, or an observer that could not take an event or a snapshot.
+pub fn train<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized>(
     trainer: &mut Trainer<K>,
-    train: &(impl Examples + ?Sized),
-    validation: &(impl Examples + ?Sized),
-    config: &TrainConfig,
+    input: RunInput<'_, T, V>,
     observer: &mut dyn Observer,
 ) -> Result<Summary, Error> {
-    check(config)?;
+    let RunInput { train, validation, config, fingerprint, resume } = input;
+    config.check()?;
     let trained: usize = (0..train.len()).map(|i| train.trained_tokens(i)).sum();
     if trained == 0 {
         return Err(Error::NoTrainedTokens { examples: train.len() });
     }
     let per_epoch = train.len().div_ceil(config.batch_size);
     let total_steps = per_epoch * config.epochs;
-    let schedule = Schedule::new(config, total_steps);
-    let mut run = Run { trainer, validation, observer, summary: Summary::new(total_steps) };
+    let mut state = RunState::new(fingerprint, config.epochs, total_steps);
+    let resumed = resume.is_some();
+    if let Some(snapshot) = resume {
+        snapshot.state.check(&state)?;
+        trainer.restore(&snapshot)?;
+        state = snapshot.state;
+    }
+    let mut run = Run {
+        schedule: Schedule::new(config, total_steps),
+        evaluations_per_epoch: if validation.is_empty() { 0 } else { config.evals_per_epoch },
+        per_epoch,
+        trainer,
+        train,
+        validation,
+        config,
+        observer,
+        state,
+    };
+    if resumed {
+        run.emit(&Event::Resumed { step: run.state.step })?;
+    }
     run.emit(&Event::Plan {
         train_examples: train.len(),
         validation_examples: validation.len(),
@@ -82,61 +108,146 @@ pub fn train<K: Kernels>(
         tokens_per_epoch: (0..train.len()).map(|i| train.tokens(i)).sum(),
         trained_tokens_per_epoch: trained,
     })?;
-    let evaluates = config.evals_per_epoch > 0 && !validation.is_empty();
-    if evaluates {
-        run.summary.initial_validation_loss = Some(run.evaluate(0.0)?);
-        run.summary.validation_loss = run.summary.initial_validation_loss;
+    let stopped = run.go()?.is_none();
+    if stopped {
+        run.at_step(false, true)?;
     }
-    for epoch in 0..config.epochs {
-        let order = epoch_order(config.seed, epoch, train.len());
-        let (mut loss_sum, mut loss_tokens) = (0f64, 0);
-        for (i, rows) in order.chunks(config.batch_size).enumerate() {
-            if run.observer.should_stop() {
-                run.summary.stopped = true;
-                return Ok(run.summary);
-            }
-            let rows = rows.iter().map(|&r| train.get(r)).collect::<Result<Vec<_>, _>>()?;
-            let rows: Vec<&Example> = rows.iter().map(AsRef::as_ref).collect();
-            let done = epoch as f64 + (i + 1) as f64 / per_epoch as f64;
-            let (loss, tokens) = run.step(&rows, schedule.rate(run.summary.steps), done)?;
-            loss_sum += loss * tokens as f64;
-            loss_tokens += tokens;
-            run.summary.train_loss = (loss_tokens > 0).then(|| loss_sum / loss_tokens as f64);
-            let part = |i: usize| i * config.evals_per_epoch / per_epoch;
-            if evaluates && part(i + 1) > part(i) {
-                run.summary.validation_loss = Some(run.evaluate(done)?);
+    Ok(Summary::new(&run.state, stopped))
+}
+
+/// `None` where work was cut off because the observer asked the run to stop.
+type Unless<T> = Option<T>;
+
+struct Run<'a, K: Kernels, T: ?Sized, V: ?Sized> {
+    trainer: &'a mut Trainer<K>,
+    train: &'a T,
+    validation: &'a V,
+    config: &'a TrainConfig,
+    observer: &'a mut dyn Observer,
+    schedule: Schedule,
+    /// Steps of an epoch.
+    per_epoch: usize,
+    /// 0 for none at all, not even before the first step.
+    evaluations_per_epoch: usize,
+    state: RunState,
+}
+
+impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
+    fn emit(&mut self, event: &Event) -> Result<(), Error> {
+        self.observer.event(event).map_err(own)
+    }
+
+    /// To the end, from wherever the state is.
+    fn go(&mut self) -> Result<Unless<()>, Error> {
+        // The evaluation before the first step, or one that a stop cut off.
+        if self.evaluation_is_due() {
+            let Some(is_best) = self.evaluate()? else { return Ok(None) };
+            if self.state.step > 0 {
+                self.at_step(is_best, false)?;
             }
         }
+        let mut order = Vec::new();
+        while self.end().is_none() {
+            if self.observer.should_stop() {
+                return Ok(None);
+            }
+            let (epoch, batch) = self.next_batch();
+            if order.is_empty() || batch == 0 {
+                order = epoch_order(self.config.seed, epoch, self.train.len());
+            }
+            let start = batch * self.config.batch_size;
+            let end = order.len().min(start + self.config.batch_size);
+            if self.step(&order[start..end])?.is_none() {
+                return Ok(None);
+            }
+            let mut is_best = false;
+            if self.evaluation_is_due() {
+                match self.evaluate()? {
+                    Some(best) => is_best = best,
+                    None => return Ok(None),
+                }
+            }
+            self.at_step(is_best, false)?;
+        }
+        let Some(reason) = self.end() else { return Ok(Some(())) };
+        let best_step = self.state.best.as_ref().map(|best| best.step);
+        self.emit(&Event::Stopped { reason, step: self.state.step, best_step })?;
+        Ok(Some(()))
     }
-    Ok(run.summary)
-}
 
-struct Run<'a, K: Kernels, V: Examples + ?Sized> {
-    trainer: &'a mut Trainer<K>,
-    validation: &'a V,
-    observer: &'a mut dyn Observer,
-    summary: Summary,
-}
-
-impl<K: Kernels, V: Examples + ?Sized> Run<'_, K, V> {
-    fn emit(&mut self, event: &Event) -> Result<(), Error> {
-        self.observer.event(event).map_err(Error::Observer)
+    /// Why training ends here, if it does.
+    fn end(&self) -> Option<String> {
+        (self.state.step == self.state.total_steps).then(|| match self.state.epochs {
+            1 => "the epoch is done".to_owned(),
+            epochs => format!("all {epochs} epochs are done"),
+        })
     }
 
-    /// One step; returns its loss and trained tokens.
-    fn step(&mut self, rows: &[&Example], learning_rate: f64, epoch: f64) -> Result<(f64, usize), Error> {
+    /// Epoch and batch, from 0, of the next step. The state goes there only once the step is done.
+    fn next_batch(&self) -> (usize, usize) {
+        let state = &self.state;
+        if state.batch == self.per_epoch { (state.epoch + 1, 0) } else { (state.epoch, state.batch) }
+    }
+
+    /// Epochs done, with a fraction.
+    fn epochs_done(&self) -> f64 {
+        self.state.epoch as f64 + self.state.batch as f64 / self.per_epoch as f64
+    }
+
+    fn evaluation_is_due(&self) -> bool {
+        let state = &self.state;
+        if self.evaluations_per_epoch == 0 || state.evaluated_step == Some(state.step) {
+            return false;
+        }
+        let part = |batch: usize| batch * self.evaluations_per_epoch / self.per_epoch;
+        state.step == 0 || part(state.batch) > part(state.batch - 1)
+    }
+
+    /// Tells the observer where the run stands.
+    fn at_step(&mut self, is_best: bool, stopping: bool) -> Result<(), Error> {
+        let point = StepPoint {
+            step: self.state.step,
+            total_steps: self.state.total_steps,
+            end_of_epoch: (self.state.batch == self.per_epoch).then_some(self.state.epoch),
+            evaluated: self.state.evaluated_step == Some(self.state.step),
+            is_best,
+            last: !stopping && self.end().is_some(),
+            stopping,
+        };
+        let (trainer, state) = (&self.trainer, &self.state);
+        let mut snapshot = || trainer.snapshot(state.clone(), None);
+        self.observer.at_step(&point, &mut snapshot).map_err(own)
+    }
+
+    /// One step on the rows of these numbers.
+    fn step(&mut self, rows: &[usize]) -> Result<Unless<()>, Error> {
+        let rows = rows.iter().map(|&r| self.train.get(r)).collect::<Result<Vec<_>, _>>()?;
+        let rows: Vec<&Example> = rows.iter().map(AsRef::as_ref).collect();
+        let learning_rate = self.schedule.rate(self.state.step);
         let started = Instant::now();
-        let outcome = self.trainer.step(rows, learning_rate)?;
+        let observer = &mut *self.observer;
+        let mut go_on = || going_on(observer);
+        let Some(outcome) = self.trainer.step_while(&rows, learning_rate, &mut go_on)? else {
+            return Ok(None);
+        };
         let seconds = started.elapsed().as_secs_f64();
-        let summary = &mut self.summary;
-        summary.steps += 1;
-        summary.tokens += outcome.tokens;
-        summary.trained_tokens += outcome.trained_tokens;
-        summary.train_seconds += seconds;
+        let (epoch, batch) = self.next_batch();
+        let state = &mut self.state;
+        if batch == 0 {
+            (state.epoch_loss, state.epoch_trained_tokens) = (Exact(0.0), 0);
+        }
+        (state.epoch, state.batch) = (epoch, batch + 1);
+        state.step += 1;
+        state.tokens += outcome.tokens;
+        state.trained_tokens += outcome.trained_tokens;
+        state.train_seconds.0 += seconds;
+        state.epoch_loss.0 += outcome.loss * outcome.trained_tokens as f64;
+        state.epoch_trained_tokens += outcome.trained_tokens;
+        state.train_loss = Some(Exact(state.epoch_loss.0 / state.epoch_trained_tokens as f64));
         let event = Event::Step {
-            step: summary.steps,
-            total_steps: summary.total_steps,
-            epoch,
+            step: state.step,
+            total_steps: state.total_steps,
+            epoch: self.epochs_done(),
             loss: outcome.loss,
             learning_rate,
             grad_norm: outcome.grad_norm,
@@ -145,10 +256,10 @@ impl<K: Kernels, V: Examples + ?Sized> Run<'_, K, V> {
             seconds,
         };
         self.emit(&event)?;
-        if self.summary.steps == 1 {
+        if self.state.step == 1 {
             self.warn_of_untouched()?;
         }
-        Ok((outcome.loss, outcome.trained_tokens))
+        Ok(Some(()))
     }
 
     /// At the first step B is zero, so A has no gradient, but every B has one unless its linear is cut off from the
@@ -173,64 +284,72 @@ impl<K: Kernels, V: Examples + ?Sized> Run<'_, K, V> {
         self.emit(&Event::Warning { message })
     }
 
-    fn evaluate(&mut self, epoch: f64) -> Result<f64, Error> {
+    /// Evaluates; returns whether this is the best evaluation so far.
+    fn evaluate(&mut self) -> Result<Unless<bool>, Error> {
         let started = Instant::now();
-        let (mut sum, mut trained_tokens) = (0f64, 0);
+        let mut losses: Vec<RowLoss> = Vec::with_capacity(self.validation.len());
         let rows = self.validation.len();
         for start in (0..rows).step_by(EVALUATED_AT_ONCE) {
+            if start > 0 && self.observer.should_stop() {
+                return Ok(None);
+            }
             let part = (start..rows.min(start + EVALUATED_AT_ONCE)).map(|i| self.validation.get(i));
             let part = part.collect::<Result<Vec<_>, _>>()?;
-            let losses = self.trainer.evaluate(&part.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
-            sum += losses.iter().map(|l| l.sum).sum::<f64>();
-            trained_tokens += losses.iter().map(|l| l.trained_tokens).sum::<usize>();
+            let observer = &mut *self.observer;
+            let mut go_on = || going_on(observer);
+            let part: Vec<&Example> = part.iter().map(AsRef::as_ref).collect();
+            let Some(part) = self.trainer.evaluate_while(&part, &mut go_on)? else { return Ok(None) };
+            losses.extend(part);
         }
+        let trained_tokens: usize = losses.iter().map(|l| l.trained_tokens).sum();
         if trained_tokens == 0 {
             return Err(Error::NoTrainedTokens { examples: rows });
         }
-        let loss = sum / trained_tokens as f64;
+        let loss = losses.iter().map(|l| l.sum).sum::<f64>() / trained_tokens as f64;
         let seconds = started.elapsed().as_secs_f64();
-        self.emit(&Event::Evaluation { step: self.summary.steps, epoch, loss, trained_tokens, seconds })?;
-        Ok(loss)
+        let state = &mut self.state;
+        state.evaluated_step = Some(state.step);
+        state.validation_loss = Some(Exact(loss));
+        if state.step == 0 {
+            state.initial_validation_loss = Some(Exact(loss));
+        } else {
+            state.evaluations += 1;
+        }
+        let step = state.step;
+        let epoch = self.epochs_done();
+        self.emit(&Event::Evaluation { step, epoch, loss, trained_tokens, seconds })?;
+        Ok(Some(false))
+    }
+}
+
+/// After a micro-batch: a sign of life, and whether to go on.
+fn going_on(observer: &mut dyn Observer) -> bool {
+    observer.beat();
+    !observer.should_stop()
+}
+
+/// An error of ours that went through the observer is ours again.
+fn own(error: ObserverError) -> Error {
+    match error.downcast::<Error>() {
+        Ok(own) => *own,
+        Err(other) => Error::Observer(other),
     }
 }
 
 impl Summary {
-    fn new(total_steps: usize) -> Self {
+    fn new(state: &RunState, stopped: bool) -> Self {
+        let number = |x: Option<Exact>| x.map(|x| x.0);
         Self {
-            steps: 0,
-            total_steps,
-            stopped: false,
-            train_loss: None,
-            validation_loss: None,
-            initial_validation_loss: None,
-            tokens: 0,
-            trained_tokens: 0,
-            train_seconds: 0.0,
+            steps: state.step,
+            total_steps: state.total_steps,
+            epochs: state.epochs,
+            stopped,
+            train_loss: number(state.train_loss),
+            validation_loss: number(state.validation_loss),
+            initial_validation_loss: number(state.initial_validation_loss),
+            tokens: state.tokens,
+            trained_tokens: state.trained_tokens,
+            train_seconds: state.train_seconds.0,
         }
     }
-}
-
-fn check(c: &TrainConfig) -> Result<(), Error> {
-    let setting = |key, ok: bool, value: String, allowed| {
-        if ok { Ok(()) } else { Err(Error::Setting { key, value, allowed }) }
-    };
-    let unit = |v: f64| (0.0..1.0).contains(&v);
-    setting("epochs", (1..=10).contains(&c.epochs), c.epochs.to_string(), "from 1 to 10")?;
-    setting("batch_size", c.batch_size >= 1, c.batch_size.to_string(), "at least 1")?;
-    let lr = c.learning_rate;
-    setting("learning_rate", lr.is_finite() && lr > 0.0, lr.to_string(), "above 0")?;
-    setting("adam_beta1", unit(c.adam_beta1), c.adam_beta1.to_string(), "at least 0 and below 1")?;
-    setting("adam_beta2", unit(c.adam_beta2), c.adam_beta2.to_string(), "at least 0 and below 1")?;
-    let eps = c.adam_epsilon;
-    setting("adam_epsilon", eps.is_finite() && eps > 0.0, eps.to_string(), "above 0")?;
-    let decay = c.weight_decay;
-    setting("weight_decay", decay.is_finite() && decay >= 0.0, decay.to_string(), "at least 0")?;
-    let norm = c.max_grad_norm;
-    setting(
-        "max_grad_norm",
-        norm.is_finite() && norm >= 0.0,
-        norm.to_string(),
-        "at least 0 (0 turns clipping off)",
-    )?;
-    setting("warmup_ratio", (0.0..=1.0).contains(&c.warmup_ratio), c.warmup_ratio.to_string(), "from 0 to 1")
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
+
 /// Version of [`RunState`]; a later one is refused, not guessed.
 pub const STATE_VERSION: u32 = 1;
 
@@ -9,6 +11,7 @@ pub const STATE_VERSION: u32 = 1;
 ///
 /// Row order and dropout masks are pure functions of the seed, the epoch and the step, so their generators have no
 /// state of their own. A state is only ever taken between optimizer steps: no half-accumulated gradient exists then.
+/// What was evaluated in part when a run stopped is evaluated again, whole, when it goes on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunState {
@@ -22,10 +25,14 @@ pub struct RunState {
     pub total_steps: usize,
     /// Epochs of the whole run as planned.
     pub epochs: usize,
-    /// Epoch in progress, from 0.
+    /// Epoch in progress, from 0; after the last batch of an epoch still that one.
     pub epoch: usize,
     /// Batches of that epoch that are done.
     pub batch: usize,
+    /// The step after which the last whole evaluation was made.
+    pub evaluated_step: Option<usize>,
+    /// Whole evaluations so far, the one before the first step not counted.
+    pub evaluations: usize,
     /// Sum of the epoch's token losses so far.
     pub epoch_loss: Exact,
     /// Trained tokens of the epoch so far.
@@ -42,10 +49,72 @@ pub struct RunState {
     pub initial_validation_loss: Option<Exact>,
     /// Last loss on the held-out rows.
     pub validation_loss: Option<Exact>,
-    /// The best evaluation so far.
+    /// The best evaluation so far; the one before the first step is none, as nothing is learnt by then.
     pub best: Option<Best>,
     /// Evaluations since the best one.
     pub evaluations_since_best: usize,
+}
+
+impl RunState {
+    /// A run of which nothing is done.
+    pub fn new(fingerprint: &str, epochs: usize, total_steps: usize) -> Self {
+        Self {
+            version: STATE_VERSION,
+            fingerprint: fingerprint.to_owned(),
+            step: 0,
+            total_steps,
+            epochs,
+            epoch: 0,
+            batch: 0,
+            evaluated_step: None,
+            evaluations: 0,
+            epoch_loss: Exact(0.0),
+            epoch_trained_tokens: 0,
+            tokens: 0,
+            trained_tokens: 0,
+            train_seconds: Exact(0.0),
+            train_loss: None,
+            initial_validation_loss: None,
+            validation_loss: None,
+            best: None,
+            evaluations_since_best: 0,
+        }
+    }
+
+    /// Whether a run of this fingerprint and length can go on from here.
+    ///
+    /// # Errors
+    /// [`Error::Resume`] with the first thing that does not fit.
+    pub(crate) fn check(&self, fresh: &Self) -> Result<(), Error> {
+        let refuse = |why: String| Err(Error::Resume { why });
+        if self.version != fresh.version {
+            let (found, known) = (self.version, fresh.version);
+            return refuse(format!(
+                "its format has version {found}, and this program knows version {known}; use the program that wrote it"
+            ));
+        }
+        if self.fingerprint != fresh.fingerprint {
+            return refuse(
+                "it is of another run (settings, rows or adapter layout differ); start the run anew"
+                    .to_owned(),
+            );
+        }
+        if (self.total_steps, self.epochs) != (fresh.total_steps, fresh.epochs) {
+            return refuse(format!(
+                "it is of a run of {} steps in {} epochs, and this one has {} in {}; start the run anew",
+                self.total_steps, self.epochs, fresh.total_steps, fresh.epochs
+            ));
+        }
+        let per_epoch = fresh.total_steps / fresh.epochs.max(1);
+        let there = self.epoch < self.epochs && self.batch <= per_epoch;
+        if !there || self.epoch * per_epoch + self.batch != self.step {
+            return refuse(format!(
+                "step {} is not batch {} of epoch {}, as it says; take an earlier checkpoint",
+                self.step, self.batch, self.epoch
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// The best evaluation of a run.
@@ -56,7 +125,7 @@ pub struct Best {
     pub step: usize,
     /// Token-weighted loss on the held-out rows.
     pub loss: Exact,
-    /// Mean loss of each held-out row, in their order.
+    /// Mean loss of each held-out row that has a trained token, in their order.
     pub row_losses: Vec<Exact>,
 }
 
@@ -90,6 +159,6 @@ pub struct Snapshot {
     pub first_moment: Vec<f32>,
     /// `AdamW`'s second moment, of the same layout.
     pub second_moment: Vec<f32>,
-    /// The parameters of `state.best`, unless they are `parameters`.
+    /// The parameters of `state.best`, where a run keeps its best ones and they are not `parameters`.
     pub best_parameters: Option<Vec<f32>>,
 }

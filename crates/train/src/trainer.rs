@@ -4,7 +4,7 @@ use tunesmith_data::{Example, Place, pack};
 use tunesmith_model::{Batch, Decoder, Document, DropoutStep, Keep, Workspace};
 use tunesmith_ops::{AdamW, Kernels};
 
-use crate::{Error, Recompute, TrainConfig};
+use crate::{Error, Recompute, RunState, Snapshot, TrainConfig};
 
 /// Tokens of a micro-batch when its size is left to us: enough rows to keep the matrix products busy, few enough to
 /// keep the activations small.
@@ -42,6 +42,10 @@ pub struct Trainer<K: Kernels> {
     first_moment: K::Full,
     second_moment: K::Full,
     workspace: Workspace<K>,
+    /// Most tokens of a micro-batch.
+    capacity: usize,
+    /// Micro-batches are made this many times smaller.
+    divisor: usize,
     steps: u64,
 }
 
@@ -65,10 +69,25 @@ impl<K: Kernels> Trainer<K> {
     /// # Errors
     /// No LoRA parameters, or not enough memory.
     pub fn for_lengths(
+        decoder: Decoder<K>,
+        config: &TrainConfig,
+        lora_dropout: f32,
+        lengths: impl IntoIterator<Item = usize>,
+    ) -> Result<Self, Error> {
+        Self::with_divisor(decoder, config, lora_dropout, lengths, 1)
+    }
+
+    /// As [`Trainer::for_lengths`], with micro-batches `divisor` times smaller than the settings say, but never of less
+    /// than a row: for a device whose memory has run out. The step's batch stays.
+    ///
+    /// # Errors
+    /// As [`Trainer::for_lengths`].
+    pub fn with_divisor(
         mut decoder: Decoder<K>,
         config: &TrainConfig,
         lora_dropout: f32,
         lengths: impl IntoIterator<Item = usize>,
+        divisor: usize,
     ) -> Result<Self, Error> {
         if decoder.layout().is_empty() {
             return Err(Error::NoAdapter);
@@ -77,9 +96,11 @@ impl<K: Kernels> Trainer<K> {
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         let longest = lengths.first().copied().unwrap_or(0);
         decoder.prepare_positions(longest);
-        let capacity = match micro_batch_rows(config) {
+        let capacity = match micro_batch_rows(config, divisor) {
             Some(rows) => lengths.iter().take(rows).sum(),
-            None => longest.max(MICRO_BATCH_TOKENS.min(lengths.iter().take(config.batch_size).sum())),
+            None => {
+                longest.max(micro_batch_tokens(divisor).min(lengths.iter().take(config.batch_size).sum()))
+            }
         };
         let keep = match config.recompute {
             Recompute::None => Keep::All,
@@ -99,6 +120,8 @@ impl<K: Kernels> Trainer<K> {
             first_moment,
             second_moment,
             workspace,
+            capacity,
+            divisor,
             steps: 0,
             decoder,
         })
@@ -107,6 +130,11 @@ impl<K: Kernels> Trainer<K> {
     /// The model as it is now.
     pub fn decoder(&self) -> &Decoder<K> {
         &self.decoder
+    }
+
+    /// Most tokens that a micro-batch can have.
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Gives the model back.
@@ -119,6 +147,16 @@ impl<K: Kernels> Trainer<K> {
     /// # Errors
     /// No trained token, a loss that is not finite (with the rows it came from), or a device fault.
     pub fn accumulate(&mut self, examples: &[&Example]) -> Result<StepOutcome, Error> {
+        self.accumulate_while(examples, &mut || true)?.ok_or_else(never_stopped)
+    }
+
+    /// As [`Trainer::accumulate`]; nothing when `go_on`, which is asked after each micro-batch, says no before the
+    /// last one is done.
+    fn accumulate_while(
+        &mut self,
+        examples: &[&Example],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<StepOutcome>, Error> {
         let step = self.steps as usize + 1;
         let trained_tokens: usize = examples.iter().map(|e| e.trained_tokens()).sum();
         if trained_tokens == 0 {
@@ -132,8 +170,10 @@ impl<K: Kernels> Trainer<K> {
         self.decoder.kernels().clear_full(&mut self.gradients)?;
         let weight = 1.0 / trained_tokens as f32;
         let mut sum = 0f64;
-        for micro in micro_batches(&self.config, examples)? {
-            let batch = batch(examples, &micro);
+        let micro_batches = micro_batches(&self.config, self.divisor, examples)?;
+        let last = micro_batches.len().saturating_sub(1);
+        for (i, micro) in micro_batches.iter().enumerate() {
+            let batch = batch(examples, micro);
             let losses = self.decoder.loss_and_gradients(
                 &mut self.workspace,
                 &batch,
@@ -141,11 +181,14 @@ impl<K: Kernels> Trainer<K> {
                 dropout,
                 &mut self.gradients,
             )?;
-            let bad = not_finite(&batch, &losses, &micro, examples);
+            let bad = not_finite(&batch, &losses, micro, examples);
             if !bad.is_empty() {
                 return Err(Error::LossNotFinite { step, places: bad });
             }
             sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+            if !go_on() && i < last {
+                return Ok(None);
+            }
         }
         let grad_norm = self.decoder.kernels().norm(&self.gradients)?;
         if !grad_norm.is_finite() {
@@ -155,7 +198,7 @@ impl<K: Kernels> Trainer<K> {
             });
         }
         let tokens = examples.iter().map(|e| e.ids.len()).sum();
-        Ok(StepOutcome { loss: sum / trained_tokens as f64, grad_norm, tokens, trained_tokens })
+        Ok(Some(StepOutcome { loss: sum / trained_tokens as f64, grad_norm, tokens, trained_tokens }))
     }
 
     /// One optimizer step on these rows: gradient, clipping by the global norm, AdamW.
@@ -163,7 +206,21 @@ impl<K: Kernels> Trainer<K> {
     /// # Errors
     /// As [`Trainer::accumulate`]; then nothing is updated.
     pub fn step(&mut self, examples: &[&Example], learning_rate: f64) -> Result<StepOutcome, Error> {
-        let outcome = self.accumulate(examples)?;
+        self.step_while(examples, learning_rate, &mut || true)?.ok_or_else(never_stopped)
+    }
+
+    /// As [`Trainer::step`], but `go_on` is asked after each micro-batch: when it says no before the last one is
+    /// done, the step is thrown away, parameters and moments are as they were, and the answer is nothing.
+    ///
+    /// # Errors
+    /// As [`Trainer::accumulate`]; then nothing is updated.
+    pub fn step_while(
+        &mut self,
+        examples: &[&Example],
+        learning_rate: f64,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<StepOutcome>, Error> {
+        let Some(outcome) = self.accumulate_while(examples, go_on)? else { return Ok(None) };
         self.steps += 1;
         // As torch.nn.utils.clip_grad_norm_.
         let limit = self.config.max_grad_norm;
@@ -178,7 +235,50 @@ impl<K: Kernels> Trainer<K> {
             grad_scale: grad_scale as f32,
         };
         self.decoder.update(step, &self.gradients, &mut self.first_moment, &mut self.second_moment)?;
-        Ok(outcome)
+        Ok(Some(outcome))
+    }
+
+    /// The tensors of the run as they are now, copied to the host, beside its `state` and, where they are other ones,
+    /// the parameters of its best evaluation. `state` has to be that of the trainer's own step.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn snapshot(&self, state: RunState, best_parameters: Option<Vec<f32>>) -> Result<Snapshot, Error> {
+        let kernels = self.decoder.kernels();
+        Ok(Snapshot {
+            state,
+            parameters: self.decoder.parameters()?,
+            first_moment: kernels.read_full(&self.first_moment)?,
+            second_moment: kernels.read_full(&self.second_moment)?,
+            best_parameters,
+        })
+    }
+
+    /// Puts parameters, moments and the count of steps back to what they were when the snapshot was taken.
+    ///
+    /// # Errors
+    /// [`Error::Resume`] when a tensor has another length than the adapter's layout, before anything is changed; or a
+    /// device fault.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        let needed = self.decoder.layout().len();
+        let parts = [
+            ("LoRA parameters", Some(&snapshot.parameters)),
+            ("values of the first moment", Some(&snapshot.first_moment)),
+            ("values of the second moment", Some(&snapshot.second_moment)),
+            ("LoRA parameters of its best evaluation", snapshot.best_parameters.as_ref()),
+        ];
+        for (what, values) in parts {
+            if let Some(given) = values.map(Vec::len).filter(|given| *given != needed) {
+                let why = format!("it has {given} {what}, and this adapter has {needed}; start the run anew");
+                return Err(Error::Resume { why });
+            }
+        }
+        self.decoder.set_parameters(&snapshot.parameters)?;
+        let kernels = self.decoder.kernels();
+        kernels.write_full(&snapshot.first_moment, &mut self.first_moment, 0)?;
+        kernels.write_full(&snapshot.second_moment, &mut self.second_moment, 0)?;
+        self.steps = snapshot.state.step as u64;
+        Ok(())
     }
 
     /// The flat gradient of the last step, on the host.
@@ -194,11 +294,26 @@ impl<K: Kernels> Trainer<K> {
     /// # Errors
     /// A loss that is not finite (with the rows it came from), or a device fault.
     pub fn evaluate(&mut self, examples: &[&Example]) -> Result<Vec<RowLoss>, Error> {
+        self.evaluate_while(examples, &mut || true)?.ok_or_else(never_stopped)
+    }
+
+    /// As [`Trainer::evaluate`]; nothing when `go_on`, which is asked after each micro-batch, says no before the last
+    /// one is done.
+    ///
+    /// # Errors
+    /// As [`Trainer::evaluate`].
+    pub fn evaluate_while(
+        &mut self,
+        examples: &[&Example],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Vec<RowLoss>>, Error> {
         let mut out = vec![RowLoss { sum: 0.0, trained_tokens: 0 }; examples.len()];
-        for micro in micro_batches(&self.config, examples)? {
-            let batch = batch(examples, &micro);
+        let micro_batches = micro_batches(&self.config, self.divisor, examples)?;
+        let last = micro_batches.len().saturating_sub(1);
+        for (i, micro) in micro_batches.iter().enumerate() {
+            let batch = batch(examples, micro);
             let losses = self.decoder.losses(&mut self.workspace, &batch)?;
-            let bad = not_finite(&batch, &losses, &micro, examples);
+            let bad = not_finite(&batch, &losses, micro, examples);
             if !bad.is_empty() {
                 return Err(Error::EvaluationNotFinite { step: self.steps as usize, places: bad });
             }
@@ -207,20 +322,38 @@ impl<K: Kernels> Trainer<K> {
                 row.sum += f64::from(loss);
                 row.trained_tokens += 1;
             }
+            if !go_on() && i < last {
+                return Ok(None);
+            }
         }
-        Ok(out)
+        Ok(Some(out))
     }
 }
 
+/// What cannot happen: work that is never asked to stop says it was stopped.
+fn never_stopped() -> Error {
+    Error::Observer("work that nobody may stop was stopped".into())
+}
+
 /// Rows of a micro-batch, when they are given.
-fn micro_batch_rows(config: &TrainConfig) -> Option<usize> {
-    (config.micro_batch_size > 0).then_some(config.micro_batch_size.min(config.batch_size.max(1)))
+fn micro_batch_rows(config: &TrainConfig, divisor: usize) -> Option<usize> {
+    let rows = config.micro_batch_size.min(config.batch_size.max(1)) / divisor.max(1);
+    (config.micro_batch_size > 0).then_some(rows.max(1))
+}
+
+/// Tokens of a micro-batch, when its rows are not given; a longer row is one by itself.
+fn micro_batch_tokens(divisor: usize) -> usize {
+    MICRO_BATCH_TOKENS / divisor.max(1)
 }
 
 /// Puts rows into micro-batches, each a list of their numbers: so many rows each in their order, or packed into the
 /// token budget ([`tunesmith_data::pack`]). Either way the step's loss and gradient are the same sums.
-fn micro_batches(config: &TrainConfig, examples: &[&Example]) -> Result<Vec<Vec<usize>>, Error> {
-    if let Some(rows) = micro_batch_rows(config) {
+fn micro_batches(
+    config: &TrainConfig,
+    divisor: usize,
+    examples: &[&Example],
+) -> Result<Vec<Vec<usize>>, Error> {
+    if let Some(rows) = micro_batch_rows(config, divisor) {
         let numbers: Vec<usize> = (0..examples.len()).collect();
         return Ok(numbers.chunks(rows).map(<[usize]>::to_vec).collect());
     }
@@ -229,7 +362,7 @@ fn micro_batches(config: &TrainConfig, examples: &[&Example]) -> Result<Vec<Vec<
     for start in (0..examples.len()).step_by(config.batch_size) {
         let end = examples.len().min(start + config.batch_size);
         let lengths: Vec<usize> = examples[start..end].iter().map(|e| e.ids.len()).collect();
-        let budget = MICRO_BATCH_TOKENS.max(lengths.iter().copied().max().unwrap_or(0));
+        let budget = micro_batch_tokens(divisor).max(lengths.iter().copied().max().unwrap_or(0));
         let packs = pack(&lengths, budget)?;
         out.extend(packs.into_iter().map(|p| p.into_iter().map(|i| start + i).collect::<Vec<_>>()));
     }
@@ -251,3 +384,6 @@ fn not_finite(batch: &Batch, losses: &[f32], rows: &[usize], examples: &[&Exampl
     places.dedup();
     places
 }
+
+#[cfg(test)]
+mod collator;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::args::QuoteArgs;
 use crate::commands::{load, train::preflight};
-use crate::engine;
+use crate::engine::{self, Stop};
 use crate::error::CliError;
 use crate::progress::{clock, thousands};
 use crate::quote::Quote;
@@ -17,9 +17,9 @@ pub(crate) fn run(args: &QuoteArgs) -> Result<(), CliError> {
     // A quote writes no adapter, so where it would go does not matter.
     spec.output = None;
     preflight(&spec)?;
-    let cancel = interrupt::install("stopping")?;
+    let stop = interrupt::install_stop("stopping", Stop::Cancel, 130)?;
     let measure = (!args.no_measure).then(|| Duration::from_secs(u64::from(args.measure_seconds)));
-    let mut quote = engine::quote(&spec, measure, &cancel, args.json)?;
+    let mut quote = engine::quote(&spec, measure, &stop, args.json)?;
     quote.costs = quote.costs.priced(args.price_per_million);
     if args.json { out::json(&quote) } else { out::print(&text(&quote)) }
 }
@@ -32,7 +32,7 @@ fn text(quote: &Quote) -> String {
         let _ = writeln!(text, "{what:<16}{value}");
     };
     let epochs = |n: usize| if n == 1 { "1 epoch".to_owned() } else { format!("{n} epochs") };
-    let rows = |n: usize| format!("{} {}", thousands(n), if n == 1 { "row" } else { "rows" });
+    let rows = count_rows;
     say(
         "rows",
         format!("{} to train on, {} held out", thousands(plan.rows), thousands(plan.validation_rows)),
@@ -82,8 +82,13 @@ fn text(quote: &Quote) -> String {
     text
 }
 
+/// `1 row`, `2,000 rows`.
+pub(super) fn count_rows(n: usize) -> String {
+    format!("{} {}", thousands(n), if n == 1 { "row" } else { "rows" })
+}
+
 /// `1234567` as `1.2 MiB`.
-fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     let (mut value, mut unit) = (n as f64, "B");
     for larger in ["KiB", "MiB", "GiB", "TiB"] {
         if value < 1024.0 {

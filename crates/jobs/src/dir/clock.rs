@@ -2,9 +2,24 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Now. In a debug build `TUNESMITH_FAKE_CLOCK` may name a file of seconds that are added, for tests in which the clock
+/// jumps: times are only ever shown, never decided on.
+pub fn now() -> SystemTime {
+    #[cfg(debug_assertions)]
+    if let Some(file) = std::env::var_os("TUNESMITH_FAKE_CLOCK")
+        && let Some(offset) =
+            std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<i64>().ok())
+    {
+        let by = std::time::Duration::from_secs(offset.unsigned_abs());
+        let now = SystemTime::now();
+        return if offset < 0 { now - by } else { now + by };
+    }
+    SystemTime::now()
+}
+
 /// Now, as `2026-01-31T23:59:59.123Z`.
 pub fn rfc3339_now() -> String {
-    rfc3339(SystemTime::now())
+    rfc3339(now())
 }
 
 /// A time as `2026-01-31T23:59:59.123Z`; times before 1970 read as 1970.

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::files::write_shared;
-use super::{Failure, write_atomic};
+use super::{FORMAT_VERSION, Failure, write_atomic};
 use crate::{Desired, Error};
 
 /// `control`: what is wanted of the job.
@@ -172,6 +172,22 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, E
     };
     let parsed = serde_json::from_slice(&bytes);
     parsed.map(Some).map_err(|e| Error::Corrupt { path: path.to_owned(), message: e.to_string() })
+}
+
+/// Reads a JSON file with a `format_version`, if there is one.
+///
+/// # Errors
+/// [`Error::Newer`] when a later version wrote it, whatever else is in it.
+pub(super) fn read_versioned<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    let Some(value) = read_json::<serde_json::Value>(path)? else { return Ok(None) };
+    match value.get("format_version").and_then(serde_json::Value::as_u64) {
+        Some(version) if version > u64::from(FORMAT_VERSION) => {
+            Err(Error::Newer { path: path.to_owned(), version, known: u64::from(FORMAT_VERSION) })
+        }
+        _ => serde_json::from_value(value)
+            .map(Some)
+            .map_err(|e| Error::Corrupt { path: path.to_owned(), message: e.to_string() }),
+    }
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {

@@ -2,14 +2,14 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 /// Crockford's base 32, which leaves out i, l, o and u; in the order of ASCII.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
 /// A new id: 48 bits of milliseconds, then 80 random bits (the layout of a ULID).
 pub(super) fn fresh() -> String {
-    let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let millis = super::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     // The standard library seeds each hasher from the operating system.
     let random = || u128::from(RandomState::new().build_hasher().finish());
     encode(millis, random() << 64 | random())

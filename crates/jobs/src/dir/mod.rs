@@ -29,15 +29,16 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-pub use clock::{rfc3339, rfc3339_millis, rfc3339_now};
+pub use clock::{now, rfc3339, rfc3339_millis, rfc3339_now};
 pub use control::{Attempt, AttemptFailure, Control, Heartbeat, WorkerIdentity};
 pub use events::EventLog;
 pub use files::{hex, io_words, is_disk_full, sha256_file, sync_dir, write_atomic};
-pub use freeze::{Freezer, FrozenFile};
+pub use freeze::{Freezer, FrozenFile, FrozenPlace, FrozenPlaces, FrozenRows};
 pub use home::{home, home_from};
 pub use id::{created_millis, is_id};
 pub use result::{Failure, JobResult, Preview, Status};
@@ -172,7 +173,7 @@ impl JobDir {
 
     /// Writes `result.json`; on return it is on disk.
     pub fn write_result(&self, result: &JobResult) -> Result<(), Error> {
-        self.write_json("result.json", result)
+        write_result(&self.path, result)
     }
 
     /// Opens `events.jsonl` for a run's events; an attempt that goes on adds to those that are there.
@@ -180,9 +181,22 @@ impl JobDir {
         EventLog::open(&self.path.join("events.jsonl"))
     }
 
-    /// Begins `data/<part>.jsonl`, the frozen copy of a part of the rows.
+    /// The directory of the frozen rows.
+    pub fn data(&self) -> PathBuf {
+        self.path.join("data")
+    }
+
+    /// Removes what an attempt left in `data/` that did not come to write the manifest.
+    pub fn clear_data(&self) -> Result<(), Error> {
+        match fs::remove_dir_all(self.data()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::at("remove", &self.data())(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins `data/<part>.jsonl`, the frozen copy of a part of the rows, and `data/<part>.places`.
     pub fn freeze(&self, part: &str) -> Result<Freezer, Error> {
-        let dir = self.path.join("data");
+        let dir = self.data();
         fs::create_dir_all(&dir).map_err(Error::at("create", &dir))?;
         Freezer::create(&dir, part)
     }
@@ -192,12 +206,13 @@ impl JobDir {
         self.write_json("data/manifest.json", manifest)
     }
 
+    /// Reads `data/manifest.json`; nothing when the rows are not frozen yet.
+    pub fn read_manifest<S: DeserializeOwned>(&self) -> Result<Option<Manifest<S>>, Error> {
+        control::read_versioned(&self.path.join("data/manifest.json"))
+    }
+
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), Error> {
-        let path = self.path.join(name);
-        let mut text = serde_json::to_vec_pretty(value)
-            .map_err(|e| Error::Json { path: path.clone(), message: e.to_string() })?;
-        text.push(b'\n');
-        write_atomic(&path, &text)
+        write_pretty(&self.path.join(name), value)
     }
 }
 
@@ -220,6 +235,28 @@ impl SpecFile<serde_json::Value> {
             None => Err(damaged("it has no `format_version`".to_owned())),
         }
     }
+}
+
+/// Writes `result.json` of a job that no process holds; on return it is on disk.
+pub fn write_result(dir: &Path, result: &JobResult) -> Result<(), Error> {
+    write_pretty(&dir.join("result.json"), result)
+}
+
+/// Reads `result.json` of a job directory, if there is one.
+pub fn read_result(dir: &Path) -> Result<Option<JobResult>, Error> {
+    control::read_json(&dir.join("result.json"))
+}
+
+/// Reads `data/manifest.json` of a job directory, if there is one.
+pub fn read_manifest(dir: &Path) -> Result<Option<Manifest<serde_json::Value>>, Error> {
+    control::read_json(&dir.join("data/manifest.json"))
+}
+
+fn write_pretty(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|e| Error::Json { path: path.to_owned(), message: e.to_string() })?;
+    text.push(b'\n');
+    write_atomic(path, &text)
 }
 
 /// Whether no process holds the job in this directory. Holds its lock for a moment.

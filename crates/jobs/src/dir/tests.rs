@@ -16,14 +16,58 @@ fn a_job_directory_holds_what_was_written() {
     assert_eq!(spec.spec, json!({ "base": "b" }));
 
     let mut rows = job.freeze("train").unwrap();
-    rows.push(b"{\"a\":1}").unwrap();
-    rows.push(b"{\"a\":2}").unwrap();
+    rows.push(b"{\"a\":1}", (0, 7)).unwrap();
+    rows.push(b"{\"a\":2}", (3, 1 << 40)).unwrap();
     let frozen = rows.finish().unwrap();
     assert_eq!(read(job.path().join("data/train.jsonl")), "{\"a\":1}\n{\"a\":2}\n");
     assert_eq!((frozen.rows, frozen.bytes), (2, 16));
     assert_eq!(frozen.sha256, sha256_file(&job.path().join("data/train.jsonl")).unwrap());
+    let mut read = frozen.open(&job.data()).unwrap();
+    assert_eq!(read.next_row().unwrap(), Some((b"{\"a\":1}".to_vec(), (0, 7))));
+    assert_eq!(read.next_row().unwrap(), Some((b"{\"a\":2}".to_vec(), (3, 1 << 40))));
+    assert_eq!(read.next_row().unwrap(), None);
     let names: Vec<_> = fs::read_dir(job.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(names.iter().all(|n| !n.to_string_lossy().ends_with(".tmp")), "{names:?}");
+}
+
+#[test]
+fn frozen_rows_that_changed_are_refused_by_name() {
+    let home = tempfile::tempdir().unwrap();
+    let job = JobDir::create(home.path()).unwrap();
+    assert_eq!(job.read_manifest::<Value>().unwrap(), None);
+    let mut rows = job.freeze("validation").unwrap();
+    for line in 0..9 {
+        rows.push(b"{\"a\":1}", (0, line)).unwrap();
+    }
+    let frozen = rows.finish().unwrap();
+    for name in ["validation.jsonl", "validation.places"] {
+        let path = job.data().join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[20] ^= 1;
+        for bad in [flipped, whole[..whole.len() - 1].to_vec(), [&whole[..], b"\n"].concat()] {
+            fs::write(&path, bad).unwrap();
+            let error = frozen.open(&job.data()).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("start a new job"), "{error}");
+        }
+        fs::write(&path, whole).unwrap();
+    }
+    // A manifest that miscounts.
+    let mut read = FrozenFile { rows: 8, ..frozen.clone() };
+    assert!(read.open(&job.data()).is_err(), "the places are too long");
+    read.places.sha256 = String::new();
+    assert!(read.open(&job.data()).is_err());
+
+    let manifest =
+        Manifest { format_version: FORMAT_VERSION, sources: vec![json!(1)], train: frozen, validation: None };
+    job.write_manifest(&manifest).unwrap();
+    assert_eq!(job.read_manifest().unwrap(), Some(manifest.clone()));
+    job.write_manifest(&Manifest { format_version: FORMAT_VERSION + 1, ..manifest }).unwrap();
+    let error = job.read_manifest::<Value>().unwrap_err().to_string();
+    assert!(error.contains("of format 2, which a later version"), "{error}");
+    job.clear_data().unwrap();
+    job.clear_data().unwrap();
+    assert!(!job.data().exists());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::peft::linear::Linear;
 use crate::peft::lora_config::{LoraConfig, ModuleNames, TargetModules};
 
 /// File name of the configuration in an adapter directory.
-pub(super) const CONFIG_FILE: &str = "adapter_config.json";
+pub const CONFIG_FILE: &str = "adapter_config.json";
 
 /// The part of PEFT's `LoraConfig` file that has a meaning here: the LoRA settings and the base model they are for.
 #[derive(Clone, Debug, PartialEq)]

@@ -13,7 +13,8 @@ use crate::publish::{copy_file, publish_dir, write_file};
 use crate::tensor_file::TensorFile;
 use crate::weights::{find_pickle, list};
 
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// File name of the weights in an adapter directory.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const CARD_FILE: &str = "README.md";
 /// Values turned into bytes at a time.
 const VALUES: usize = 1024;
@@ -60,7 +61,7 @@ pub fn save(
     known.extend(TOKENIZER_FILES);
     publish_dir(dir, &known, |tmp| {
         write_weights(&tmp.join(WEIGHTS_FILE), &header)?;
-        write_file(&tmp.join(CONFIG_FILE), |out| out.write_all(config.to_json().as_bytes()))?;
+        write_config(tmp, config)?;
         write_file(&tmp.join(CARD_FILE), |out| out.write_all(card.to_markdown().as_bytes()))?;
         for name in TOKENIZER_FILES {
             match base_dir.map(|base| base.join(name)) {
@@ -70,6 +71,22 @@ pub fn save(
         }
         Ok(())
     })
+}
+
+/// Writes the two files that make an adapter, `adapter_model.safetensors` and `adapter_config.json`, into a directory
+/// that somebody else builds and brings into place. Each file is on the disk on return; the names in `dir` are not.
+pub fn write(dir: &Path, config: &PeftConfig, tensors: &[AdapterTensor<'_>]) -> Result<()> {
+    write_tensors(&dir.join(WEIGHTS_FILE), tensors)?;
+    write_config(dir, config)
+}
+
+/// Writes an f32 safetensors file; on return it is on the disk. Values that are not finite are refused.
+pub fn write_tensors(path: &Path, tensors: &[AdapterTensor<'_>]) -> Result<()> {
+    write_weights(path, &header(path, tensors)?)
+}
+
+fn write_config(dir: &Path, config: &PeftConfig) -> Result<()> {
+    write_file(&dir.join(CONFIG_FILE), |out| out.write_all(config.to_json().as_bytes()))
 }
 
 /// The header's bytes and the values in its order.
