@@ -210,3 +210,105 @@ fn what_a_folder_leaves_out_is_told() {
     let ran = bench.run(&["train", "job.toml"]);
     assert!(ran.code == 0 && ran.stderr.contains("left out 1 other entry: readme.md"), "{ran:?}");
 }
+
+/// Rows of words of which no two rows share three in a sequence.
+fn distinct(from: usize, count: usize) -> Vec<Value> {
+    (from..from + count)
+        .map(|i| {
+            let text = |n: usize| {
+                (0..12).map(|w| format!("w{}", (i * 24 + n + w) % 9973)).collect::<Vec<_>>().join(" ")
+            };
+            json!({ "prompt": text(0), "completion": text(12) })
+        })
+        .collect()
+}
+
+fn lines(rows: &[Value]) -> String {
+    rows.iter().map(|row| format!("{row}\n")).collect()
+}
+
+/// The event of a job that tells of rows that are alike.
+fn alike(bench: &Bench) -> Value {
+    let text = fs::read_to_string(bench.only_job().join("events.jsonl")).unwrap();
+    let mut found: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|e: &Value| e["type"] == "data" && !e["data"]["similar"].is_null())
+        .collect();
+    assert_eq!(found.len(), 1, "{text}");
+    found.remove(0)["data"].take()
+}
+
+#[test]
+fn a_job_names_validation_rows_that_are_training_rows() {
+    let bench = Bench::new();
+    let train = distinct(0, 12);
+    let mut held = distinct(100, 4);
+    held[1] = train[7].clone();
+    let words = train[3]["completion"].as_str().unwrap();
+    held[2] = json!({ "prompt": train[3]["prompt"], "completion": format!("{words} more") });
+    bench.write("job.toml", crate::support::small_job(""));
+    bench.write("rows.jsonl", lines(&train));
+    bench.write("held.jsonl", lines(&held));
+    let ran = bench.run(&["train", "job.toml", "--set", "data.validation=held.jsonl"]);
+    ran.ok();
+    for said in [
+        "warning: 1 row held out (25.0 %) equal to a training row, so",
+        "held.jsonl`:2 is like `",
+        "rows.jsonl`:8 (1.00)\n",
+        "warning: at least 1 row held out (25.0 %) nearly equal to a training row",
+        "so the validation loss looks better than it is; remove them from one side; `",
+        "held.jsonl`:3 is like `",
+        "rows.jsonl`:4 (0.9",
+    ] {
+        assert!(ran.stderr.contains(said), "{said}\nnot in\n{}", ran.stderr);
+    }
+    // The job says in its log what the check says, of files by their whole paths.
+    let check = check(&bench, &["--validation", "held.jsonl", "--max-seq-length", "128", "--json"]).json();
+    let event = alike(&bench);
+    assert_eq!(event["similar"], check["check"]["similar"]);
+    let codes = |report: &Value| {
+        report["findings"].as_array().unwrap().iter().map(|f| f["code"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(codes(&event), codes(&check["check"]));
+    assert_eq!(codes(&event), ["leaked_rows", "near_leaked_rows"]);
+    assert_eq!(event["similar"]["validation_rows"], 4);
+    let names = fs::read_dir(bench.only_job().join("data")).unwrap().map(|e| e.unwrap().file_name());
+    let mut names = names.map(|name| name.into_string().unwrap());
+    let known =
+        |name: &str| ["train.", "validation.", "manifest."].iter().any(|known| name.starts_with(known));
+    assert!(names.all(|name| known(&name)), "a temporary file is left");
+}
+
+#[test]
+fn a_job_finds_nothing_in_rows_that_differ_and_goes_by_its_own_split() {
+    let bench = Bench::new();
+    bench.write("job.toml", crate::support::small_job(""));
+    let mut train = distinct(0, 12);
+    bench.write("rows.jsonl", lines(&train));
+    bench.write("held.jsonl", lines(&distinct(100, 4)));
+    let ran = bench.run(&["train", "job.toml", "--set", "data.validation=held.jsonl"]);
+    ran.ok();
+    assert!(!ran.stderr.contains("equal to"), "{}", ran.stderr);
+    assert_eq!(alike(&bench)["findings"], json!([]));
+
+    // Pairs of rows that are alike: some seed puts them on two sides, and a column that they share never does.
+    for i in 0..12 {
+        train[i]["ticket"] = json!(i);
+        let mut like = train[i].clone();
+        like["completion"] = json!(format!("{} more", like["completion"].as_str().unwrap()));
+        train.push(like);
+    }
+    bench.write("rows.jsonl", lines(&train));
+    let quote = |sets: &[&str]| {
+        let ran = bench.run(&[&["quote", "job.toml", "--no-measure"], sets].concat());
+        ran.ok();
+        ran.stderr
+    };
+    let apart = quote(&["--set", "data.validation_split=0.4"]);
+    assert!(apart.contains("held out") && apart.contains("nearly equal to a training row"), "{apart}");
+    let kept = quote(&["--set", "data.validation_split=0.4", "--set", "data.split_by=ticket"]);
+    assert!(!kept.contains("held out") && kept.contains("note: at least "), "{kept}");
+    let none = quote(&["--set", "data.validation_split=0"]);
+    assert!(!none.contains("held out") && none.contains("note: at least 12 rows nearly equal"), "{none}");
+}

@@ -43,7 +43,19 @@ fn a_run_leaves_the_whole_job_directory() {
     let mut names: Vec<_> =
         fs::read_dir(&job).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, ["adapter", "data", "events.jsonl", "lock", "result.json", "spec.json"]);
+    assert_eq!(
+        names,
+        [
+            "adapter",
+            "ckpt-00000004",
+            "data",
+            "events.jsonl",
+            "lock",
+            "previews.json",
+            "result.json",
+            "spec.json"
+        ]
+    );
     for file in ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"] {
         assert!(job.join("adapter").join(file).is_file(), "{file}");
     }
@@ -53,10 +65,27 @@ fn a_run_leaves_the_whole_job_directory() {
     let numbers: Vec<u64> = events.iter().map(|e| e["seq"].as_u64().unwrap()).collect();
     assert_eq!(numbers, (1..=events.len() as u64).collect::<Vec<_>>());
     assert!(events.iter().all(|e| e["time"].as_str().unwrap().ends_with('Z') && e["data"].is_object()));
+    let (phases, events): (Vec<Value>, Vec<Value>) = events.into_iter().partition(|e| e["type"] == "phase");
+    let phases: Vec<&str> = phases.iter().map(|e| e["data"]["phase"].as_str().unwrap()).collect();
+    assert_eq!(phases, ["validating", "loading", "evaluating", "training", "saving"]);
     let kinds: Vec<&str> = events.iter().map(|e| e["type"].as_str().unwrap()).collect();
     assert_eq!(
         kinds,
-        ["data", "plan", "evaluation", "step", "step", "evaluation", "step", "step", "evaluation", "stopped"],
+        [
+            "data",
+            "data",
+            "plan",
+            "evaluation",
+            "step",
+            "step",
+            "evaluation",
+            "step",
+            "step",
+            "evaluation",
+            "checkpoint",
+            "stopped",
+            "memory"
+        ],
         "16 rows in batches of 4, evaluated twice"
     );
 
@@ -82,8 +111,8 @@ fn a_run_leaves_the_whole_job_directory() {
     let result = read_json(&job.join("result.json"));
     assert_eq!((&result["status"], &result["error"]), (&json!("success"), &Value::Null));
     assert_eq!((&result["steps"], &result["total_steps"]), (&json!(4), &json!(4)));
-    assert_eq!(result["initial_validation_loss"], events[2]["data"]["loss"]);
-    assert_eq!(result["validation_loss"], events[8]["data"]["loss"]);
+    assert_eq!(result["initial_validation_loss"], events[3]["data"]["loss"]);
+    assert_eq!(result["validation_loss"], events[9]["data"]["loss"]);
     assert!(result["validation_loss"].as_f64() < result["initial_validation_loss"].as_f64());
     assert!(result["started_at"].as_str() < result["finished_at"].as_str());
     let preview = &result["previews"][0];

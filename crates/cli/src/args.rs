@@ -7,7 +7,7 @@ mod jobs;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use check::{CheckArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
@@ -54,8 +54,10 @@ fn long_help() -> String {
   tunesmith adapter inspect out
 
 Environment:
-  TUNESMITH_HOME  where jobs and tables are kept (default: `tunesmith` in the user's data directory)
-  NO_COLOR        no colours, when set
+  TUNESMITH_HOME          where jobs and tables are kept (default: `tunesmith` in the user's data directory)
+  TUNESMITH_SUPERVISOR    `off`: job commands start no `tunesmith serve` in the background
+  TUNESMITH_HANG_SECONDS  silence after which a running job is ended and run again (default: 300)
+  NO_COLOR                no colours, when set
 
 Exit codes:
 ",
@@ -111,6 +113,11 @@ pub(crate) enum Command {
     /// Job files: their keys, and what one resolves to
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Run one stage of a job in its directory; exit codes as `--help` lists them
+    #[command(hide = true)]
+    Worker(WorkerArgs),
+    /// Look after the jobs of the workspace: start them, watch them, go on after crashes
+    Serve(ServeArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example:
   tunesmith completions bash > ~/.local/share/bash-completion/completions/tunesmith")]
@@ -163,12 +170,59 @@ pub(crate) struct TrainArgs {
     /// What overrides the file.
     #[command(flatten)]
     pub(crate) overrides: Overrides,
+    /// Price of a million training tokens, in any currency: the result then has the price of the run
+    #[arg(long, value_name = "X", value_parser = check::price, allow_negative_numbers = true)]
+    pub(crate) price_per_million: Option<f64>,
     /// Print one JSON object to standard output and nothing else
     #[arg(long)]
     pub(crate) json: bool,
     /// No progress
     #[arg(long, short)]
     pub(crate) quiet: bool,
+}
+
+/// `tunesmith worker`.
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    /// The job's directory
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// What to do of it
+    #[arg(long, value_enum)]
+    pub(crate) stage: Stage,
+}
+
+/// A stage of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Stage {
+    /// Read, check and freeze the rows
+    Prepare,
+    /// Train on the frozen rows
+    Train,
+}
+
+/// `tunesmith serve`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tunesmith serve
+  tunesmith serve --device cuda:0 --device cuda:1
+  tunesmith serve --drain
+
+Job commands start one in the background where none runs, which goes when there is nothing to do;
+TUNESMITH_SUPERVISOR=off leaves that to you. A workspace has one: a second ends with exit code 69.
+Workers outlive it: Ctrl-C or SIGTERM ends it within seconds, and the next one finds them again.
+A worker that gives no sign of life for TUNESMITH_HANG_SECONDS (default 300) is ended and run again.
+What it does is written to `supervisor.log` in the workspace.")]
+pub(crate) struct ServeArgs {
+    /// Where jobs may compute, one job at a time on each; may be repeated (default: every device)
+    #[arg(long, value_name = "DEVICE", value_parser = one_device)]
+    pub(crate) device: Vec<String>,
+    /// At the end, ask running jobs for a checkpoint and wait for it; they go on at the next start
+    #[arg(long)]
+    pub(crate) drain: bool,
+    /// Started by a command: goes after so many seconds with nothing to do
+    #[arg(long, value_name = "SECONDS", hide = true)]
+    pub(crate) idle_exit: Option<u64>,
 }
 
 /// How a base model given by its repo id is found.
@@ -281,13 +335,23 @@ impl Command {
             Self::Doctor(args) => args.json,
             Self::Adapter(AdapterCommand::Inspect { json, .. })
             | Self::Config(ConfigCommand::Show { json, .. }) => *json,
-            Self::Config(ConfigCommand::Schema) | Self::Completions { .. } => false,
+            Self::Config(ConfigCommand::Schema)
+            | Self::Worker(_)
+            | Self::Serve(_)
+            | Self::Completions { .. } => false,
         }
     }
 }
 
 fn device(text: &str) -> Result<String, String> {
     if spec::is_device(text) { Ok(text.to_owned()) } else { Err(format!("expected {}", spec::DEVICES)) }
+}
+
+fn one_device(text: &str) -> Result<String, String> {
+    match device(text) {
+        Ok(device) if device != "auto" => Ok(device),
+        _ => Err("expected cpu or cuda:N".to_owned()),
+    }
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 
+use crate::engine::{Stop, StopFlag};
 use crate::spec::SpecError;
 use tunesmith_jobs::dir::{io_words, is_disk_full};
 
@@ -34,6 +35,16 @@ pub enum CliError {
     /// The device asked for is not there.
     #[error("{0}")]
     Device(String),
+    /// What is asked for is taken.
+    #[error("{message}")]
+    Unavailable {
+        /// One of the service's error codes.
+        code: &'static str,
+        /// What, and by whom.
+        message: String,
+        /// What may help.
+        hint: Option<String>,
+    },
     /// The job directory could not be written or read.
     #[error(transparent)]
     Jobs(#[from] tunesmith_jobs::Error),
@@ -65,10 +76,16 @@ pub enum CliError {
     /// Stopped by Ctrl-C or a termination signal.
     #[error("stopped before the end")]
     Cancelled,
+    /// Stopped where it can go on.
+    #[error("stopped at a checkpoint; run it again to go on")]
+    Paused,
     /// A bug.
     #[error("internal error: {0}")]
     Internal(String),
 }
+
+/// The exit code for a run that goes on when it is run again.
+pub const GO_ON: u8 = 75;
 
 /// The exit code for input that fails again.
 pub const BAD_DATA: u8 = 65;
@@ -82,10 +99,13 @@ pub const EXIT_CODES: [(u8, &str); 8] = [
         "the job file, data, model or adapter is wrong, or the loss stopped being a number; the same input fails again; \
          a request that comes too late for its job; `data check` or `doctor` found something",
     ),
-    (69, "the device asked for is not there, or its memory is too small"),
+    (
+        69,
+        "the device asked for is not there, or its memory is too small; or the workspace has a `serve` already",
+    ),
     (70, "internal error: a bug"),
     (74, "a file could not be read or written: disk full, no permission"),
-    (75, "checkpointed; run it again to go on"),
+    (GO_ON, "checkpointed; run it again to go on"),
     (130, "stopped by Ctrl-C, or the job was cancelled"),
 ];
 
@@ -110,6 +130,15 @@ impl CliError {
         Self::Internal(text.unwrap_or("the program panicked").to_owned())
     }
 
+    /// [`CliError::Cancelled`] or [`CliError::Paused`] if a run is asked to stop.
+    pub(crate) fn check(stop: &StopFlag) -> Result<(), Self> {
+        match stop.now() {
+            Stop::None => Ok(()),
+            Stop::Pause => Err(Self::Paused),
+            Stop::Cancel => Err(Self::Cancelled),
+        }
+    }
+
     /// The I/O error behind this one.
     fn cause(&self) -> Option<&io::Error> {
         use tunesmith_model::Error as Model;
@@ -120,7 +149,10 @@ impl CliError {
             | Self::Data(
                 tunesmith_data::Error::Io { source, .. } | tunesmith_data::Error::Temporary { source, .. },
             )
-            | Self::Train(tunesmith_train::Error::Model(Model::Io { source, .. }))
+            | Self::Train(
+                tunesmith_train::Error::Model(Model::Io { source, .. })
+                | tunesmith_train::Error::File { source, .. },
+            )
             | Self::Infer(tunesmith_infer::Error::Model(Model::Io { source, .. }))
             | Self::Spec(SpecError::Read { source, .. }) => Some(source),
             _ => None,
@@ -130,7 +162,11 @@ impl CliError {
     /// The I/O error where the file system refused, and not what the user gave is the trouble: a named file that
     /// is not there is wrong input.
     fn io(&self) -> Option<&io::Error> {
-        let ours = matches!(self, Self::Jobs(_) | Self::Io { .. });
+        let file = |e: &tunesmith_train::Error| matches!(e, tunesmith_train::Error::File { .. });
+        let ours = match self {
+            Self::Train(e) => file(e),
+            other => matches!(other, Self::Jobs(_) | Self::Io { .. }),
+        };
         self.cause()
             .filter(|e| ours || !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData))
     }
@@ -140,6 +176,7 @@ impl CliError {
         match self {
             Self::Usage { .. } | Self::Spec(SpecError::Set { .. }) => 2,
             Self::Cancelled => 130,
+            Self::Paused => GO_ON,
             _ => class_exit_code(self.class()),
         }
     }
@@ -164,6 +201,7 @@ impl CliError {
             Self::Spec(_) => ("data", "invalid_config"),
             Self::Input { code, .. } => ("data", code),
             Self::Device(_) => ("device", "device_missing"),
+            Self::Unavailable { code, .. } => ("device", code),
             Self::Jobs(e) => jobs_kind(e),
             Self::Io { .. } => ("io", "io_error"),
             Self::Model(e) | Self::Infer(tunesmith_infer::Error::Model(e)) => model_kind(e),
@@ -173,6 +211,7 @@ impl CliError {
             Self::Infer(tunesmith_infer::Error::NotFinite { .. }) => ("numeric", "non_finite_output"),
             Self::Prompt(_) | Self::Infer(_) => ("data", "invalid_prompt"),
             Self::Cancelled => ("cancelled", "cancelled"),
+            Self::Paused => ("paused", "paused"),
             Self::Internal(_) => INTERNAL,
         }
     }
@@ -181,7 +220,9 @@ impl CliError {
     pub fn hint(&self) -> Option<String> {
         let full = "free some space, or set TUNESMITH_HOME to a directory on another disk";
         match self {
-            Self::Usage { hint, .. } | Self::Input { hint, .. } => hint.clone(),
+            Self::Usage { hint, .. } | Self::Input { hint, .. } | Self::Unavailable { hint, .. } => {
+                hint.clone()
+            }
             Self::Spec(SpecError::Problems(_)) => {
                 Some("`tunesmith config schema` lists every key and what it accepts".to_owned())
             }
@@ -300,6 +341,8 @@ fn train_kind(error: &tunesmith_train::Error) -> (&'static str, &'static str) {
         }
         Error::Model(e) => model_kind(e),
         Error::Ops(e) => ops_kind(e),
+        Error::Checkpoint { .. } | Error::Resume { .. } => ("data", "invalid_checkpoint"),
+        Error::File { .. } => ("io", "io_error"),
         Error::NoTrainedTokens { .. } => ("data", "zero_trainable_tokens"),
         Error::Observer(_) => INTERNAL,
         _ => ("data", "invalid_config"),

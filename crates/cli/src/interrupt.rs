@@ -3,11 +3,22 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::engine::{Stop, StopFlag};
 use crate::error::CliError;
 use crate::out;
 
-/// Whom the next signal is for, and what is said then.
-static CURRENT: Mutex<Option<(Arc<AtomicBool>, &'static str)>> = Mutex::new(None);
+/// Whom a signal is for.
+struct Handler {
+    /// Asks the work to stop; whether it was asked before.
+    ask: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// What is said then.
+    stopping: &'static str,
+    /// Exit code of the second signal.
+    code: u8,
+}
+
+/// Whom the next signal is for.
+static CURRENT: Mutex<Option<Handler>> = Mutex::new(None);
 
 /// Installs the handler; the flag it returns turns true at the first signal from now on. A later call is for what a
 /// command does next.
@@ -16,20 +27,37 @@ static CURRENT: Mutex<Option<(Arc<AtomicBool>, &'static str)>> = Mutex::new(None
 /// [`CliError::Internal`] when the operating system refuses a handler.
 pub(crate) fn install(stopping: &'static str) -> Result<Arc<AtomicBool>, CliError> {
     let flag = Arc::new(AtomicBool::new(false));
-    let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
-    if current.replace((Arc::clone(&flag), stopping)).is_none() {
-        ctrlc::set_handler(signalled)
-            .map_err(|e| CliError::Internal(format!("cannot handle Ctrl-C: {e}")))?;
-    }
+    let seen = Arc::clone(&flag);
+    handle(Handler { ask: Arc::new(move || seen.swap(true, Ordering::Relaxed)), stopping, code: 130 })?;
     Ok(flag)
 }
 
+/// Installs the handler of a run: the first signal asks it to `stop`, the second ends the process with `code`.
+///
+/// # Errors
+/// As [`install`].
+pub(crate) fn install_stop(stopping: &'static str, stop: Stop, code: u8) -> Result<Arc<StopFlag>, CliError> {
+    let flag = Arc::new(StopFlag::default());
+    let seen = Arc::clone(&flag);
+    handle(Handler { ask: Arc::new(move || seen.signal(stop) != Stop::None), stopping, code })?;
+    Ok(flag)
+}
+
+fn handle(handler: Handler) -> Result<(), CliError> {
+    let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+    if current.replace(handler).is_none() {
+        ctrlc::set_handler(signalled)
+            .map_err(|e| CliError::Internal(format!("cannot handle Ctrl-C: {e}")))?;
+    }
+    Ok(())
+}
+
 fn signalled() {
-    let current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let Some((flag, stopping)) = current else { return };
-    if flag.swap(true, Ordering::Relaxed) {
-        #[expect(clippy::exit, reason = "a second Ctrl-C means now: nothing may be waited for")]
-        std::process::exit(130);
+    let current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(Handler { ask, stopping, code }) = &*current else { return };
+    if ask() {
+        #[expect(clippy::exit, reason = "a second signal means now: nothing may be waited for")]
+        std::process::exit((*code).into());
     }
     out::note(stopping);
 }

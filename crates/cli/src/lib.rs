@@ -61,6 +61,8 @@ fn dispatch(command: &Command) -> Result<ExitCode, Failed> {
                 return Ok(ExitCode::from(error::BAD_DATA));
             }
         }
+        Command::Worker(args) => return Ok(commands::worker::run(args)),
+        Command::Serve(args) => commands::serve::run(args)?,
         Command::Create(args) => return Ok(commands::jobs::create(args)?),
         Command::Show(args) => commands::jobs::list(args)?,
         Command::Describe(args) => return Ok(commands::jobs::describe(args)?),

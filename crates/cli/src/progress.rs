@@ -1,6 +1,8 @@
 //! Showing a run while it goes: a bar on a terminal, plain lines elsewhere. All of it on standard error.
 
 use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -22,6 +24,8 @@ pub struct Progress {
     rate: Rate,
     /// When rows were first told.
     started: Option<Instant>,
+    /// Counts what is done: rows, tensors, micro-batches, tokens.
+    pulse: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -41,11 +45,22 @@ impl Progress {
         } else {
             Mode::Plain { last: None }
         };
-        Self { mode, rate: Rate::default(), started: None }
+        Self { mode, rate: Rate::default(), started: None, pulse: Arc::default() }
+    }
+
+    /// A count that moves when the work does, and only then.
+    pub fn pulse(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.pulse)
+    }
+
+    /// A piece of work is done that is too small to be shown.
+    pub fn beat(&self) {
+        self.pulse.fetch_add(1, Ordering::Relaxed);
     }
 
     /// `done` of `total` tensors of the base model are read.
     pub fn loading(&mut self, done: usize, total: usize) {
+        self.beat();
         self.bar(done as u64, total as u64, "loading the model {bar:30} {pos}/{len} tensors");
     }
 
@@ -60,6 +75,7 @@ impl Progress {
 
     /// `done` of `total` bytes of a file are downloaded.
     pub fn download(&mut self, file: &str, done: u64, total: u64) {
+        self.beat();
         if done == 0 && matches!(self.mode, Mode::Plain { .. }) {
             out::note(&format!("downloading {file} ({} bytes)", thousands(total as usize)));
         }
@@ -71,6 +87,7 @@ impl Progress {
 
     /// So many rows of a source whose end is not known. Nothing is said in the first second.
     pub fn rows(&mut self, doing: &str, done: u64) {
+        self.beat();
         let now = Instant::now();
         let started = *self.started.get_or_insert(now);
         if now.duration_since(started) < PLAIN_INTERVAL {

@@ -42,6 +42,10 @@ pub struct Trainer<K: Kernels> {
     first_moment: K::Full,
     second_moment: K::Full,
     workspace: Workspace<K>,
+    /// Most tokens of a micro-batch.
+    capacity: usize,
+    /// Micro-batches are made this many times smaller.
+    divisor: usize,
     steps: u64,
 }
 
@@ -65,10 +69,25 @@ impl<K: Kernels> Trainer<K> {
     /// # Errors
     /// No LoRA parameters, or not enough memory.
     pub fn for_lengths(
+        decoder: Decoder<K>,
+        config: &TrainConfig,
+        lora_dropout: f32,
+        lengths: impl IntoIterator<Item = usize>,
+    ) -> Result<Self, Error> {
+        Self::with_divisor(decoder, config, lora_dropout, lengths, 1)
+    }
+
+    /// As [`Trainer::for_lengths`], with micro-batches `divisor` times smaller than the settings say, but never of less
+    /// than a row: for a device whose memory has run out. The step's batch stays.
+    ///
+    /// # Errors
+    /// As [`Trainer::for_lengths`].
+    pub fn with_divisor(
         mut decoder: Decoder<K>,
         config: &TrainConfig,
         lora_dropout: f32,
         lengths: impl IntoIterator<Item = usize>,
+        divisor: usize,
     ) -> Result<Self, Error> {
         if decoder.layout().is_empty() {
             return Err(Error::NoAdapter);
@@ -77,9 +96,11 @@ impl<K: Kernels> Trainer<K> {
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         let longest = lengths.first().copied().unwrap_or(0);
         decoder.prepare_positions(longest);
-        let capacity = match micro_batch_rows(config) {
+        let capacity = match micro_batch_rows(config, divisor) {
             Some(rows) => lengths.iter().take(rows).sum(),
-            None => longest.max(MICRO_BATCH_TOKENS.min(lengths.iter().take(config.batch_size).sum())),
+            None => {
+                longest.max(micro_batch_tokens(divisor).min(lengths.iter().take(config.batch_size).sum()))
+            }
         };
         let keep = match config.recompute {
             Recompute::None => Keep::All,
@@ -99,6 +120,8 @@ impl<K: Kernels> Trainer<K> {
             first_moment,
             second_moment,
             workspace,
+            capacity,
+            divisor,
             steps: 0,
             decoder,
         })
@@ -107,6 +130,11 @@ impl<K: Kernels> Trainer<K> {
     /// The model as it is now.
     pub fn decoder(&self) -> &Decoder<K> {
         &self.decoder
+    }
+
+    /// Most tokens that a micro-batch can have.
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Gives the model back.
@@ -142,7 +170,7 @@ impl<K: Kernels> Trainer<K> {
         self.decoder.kernels().clear_full(&mut self.gradients)?;
         let weight = 1.0 / trained_tokens as f32;
         let mut sum = 0f64;
-        let micro_batches = micro_batches(&self.config, examples)?;
+        let micro_batches = micro_batches(&self.config, self.divisor, examples)?;
         let last = micro_batches.len().saturating_sub(1);
         for (i, micro) in micro_batches.iter().enumerate() {
             let batch = batch(examples, micro);
@@ -280,7 +308,7 @@ impl<K: Kernels> Trainer<K> {
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Vec<RowLoss>>, Error> {
         let mut out = vec![RowLoss { sum: 0.0, trained_tokens: 0 }; examples.len()];
-        let micro_batches = micro_batches(&self.config, examples)?;
+        let micro_batches = micro_batches(&self.config, self.divisor, examples)?;
         let last = micro_batches.len().saturating_sub(1);
         for (i, micro) in micro_batches.iter().enumerate() {
             let batch = batch(examples, micro);
@@ -308,14 +336,24 @@ fn never_stopped() -> Error {
 }
 
 /// Rows of a micro-batch, when they are given.
-fn micro_batch_rows(config: &TrainConfig) -> Option<usize> {
-    (config.micro_batch_size > 0).then_some(config.micro_batch_size.min(config.batch_size.max(1)))
+fn micro_batch_rows(config: &TrainConfig, divisor: usize) -> Option<usize> {
+    let rows = config.micro_batch_size.min(config.batch_size.max(1)) / divisor.max(1);
+    (config.micro_batch_size > 0).then_some(rows.max(1))
+}
+
+/// Tokens of a micro-batch, when its rows are not given; a longer row is one by itself.
+fn micro_batch_tokens(divisor: usize) -> usize {
+    MICRO_BATCH_TOKENS / divisor.max(1)
 }
 
 /// Puts rows into micro-batches, each a list of their numbers: so many rows each in their order, or packed into the
 /// token budget ([`tunesmith_data::pack`]). Either way the step's loss and gradient are the same sums.
-fn micro_batches(config: &TrainConfig, examples: &[&Example]) -> Result<Vec<Vec<usize>>, Error> {
-    if let Some(rows) = micro_batch_rows(config) {
+fn micro_batches(
+    config: &TrainConfig,
+    divisor: usize,
+    examples: &[&Example],
+) -> Result<Vec<Vec<usize>>, Error> {
+    if let Some(rows) = micro_batch_rows(config, divisor) {
         let numbers: Vec<usize> = (0..examples.len()).collect();
         return Ok(numbers.chunks(rows).map(<[usize]>::to_vec).collect());
     }
@@ -324,7 +362,7 @@ fn micro_batches(config: &TrainConfig, examples: &[&Example]) -> Result<Vec<Vec<
     for start in (0..examples.len()).step_by(config.batch_size) {
         let end = examples.len().min(start + config.batch_size);
         let lengths: Vec<usize> = examples[start..end].iter().map(|e| e.ids.len()).collect();
-        let budget = MICRO_BATCH_TOKENS.max(lengths.iter().copied().max().unwrap_or(0));
+        let budget = micro_batch_tokens(divisor).max(lengths.iter().copied().max().unwrap_or(0));
         let packs = pack(&lengths, budget)?;
         out.extend(packs.into_iter().map(|p| p.into_iter().map(|i| start + i).collect::<Vec<_>>()));
     }
@@ -346,3 +384,6 @@ fn not_finite(batch: &Batch, losses: &[f32], rows: &[usize], examples: &[&Exampl
     places.dedup();
     places
 }
+
+#[cfg(test)]
+mod collator;

@@ -3,6 +3,7 @@
 pub(crate) mod config;
 pub(crate) mod data;
 pub(crate) mod data_check;
+mod deliver;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod jobs;
@@ -10,6 +11,8 @@ mod mask;
 pub(crate) mod quote;
 pub(crate) mod serve;
 pub(crate) mod train;
+mod watch;
+pub(crate) mod worker;
 
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::args::QuoteArgs;
 use crate::commands::{load, train::preflight};
-use crate::engine;
+use crate::engine::{self, Stop};
 use crate::error::CliError;
 use crate::progress::{clock, thousands};
 use crate::quote::Quote;
@@ -17,9 +17,9 @@ pub(crate) fn run(args: &QuoteArgs) -> Result<(), CliError> {
     // A quote writes no adapter, so where it would go does not matter.
     spec.output = None;
     preflight(&spec)?;
-    let cancel = interrupt::install("stopping")?;
+    let stop = interrupt::install_stop("stopping", Stop::Cancel, 130)?;
     let measure = (!args.no_measure).then(|| Duration::from_secs(u64::from(args.measure_seconds)));
-    let mut quote = engine::quote(&spec, measure, &cancel, args.json)?;
+    let mut quote = engine::quote(&spec, measure, &stop, args.json)?;
     quote.costs = quote.costs.priced(args.price_per_million);
     if args.json { out::json(&quote) } else { out::print(&text(&quote)) }
 }

@@ -1,15 +1,18 @@
 //! `tunesmith train`: a job from its file to its adapter, in the foreground.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Instant;
 
 use crate::args::TrainArgs;
+use crate::commands::deliver::{deliver, refuse_existing};
 use crate::commands::{generate::missing, load};
-use crate::engine::{self, Run};
+use crate::engine::{self, Run, Stop};
 use crate::error::CliError;
+use crate::progress::thousands;
+use crate::quote::Costs;
 use crate::spec::JobSpec;
 use crate::{interrupt, out};
 use tunesmith_jobs::dir::{self as jobdir, Failure, JobDir, JobResult, Status, rfc3339_now};
@@ -34,22 +37,30 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
     let spec = load(&args.job, &args.overrides)?.spec;
     preflight(&spec)?;
     let job = jobdir::home().and_then(|home| JobDir::create(&home)).map_err(CliError::from)?;
-    let cancel = interrupt::install("stopping after this step; press Ctrl-C again to stop at once")?;
+    let stopping = "stopping after this step; press Ctrl-C again to stop at once";
+    let stop = interrupt::install_stop(stopping, Stop::Cancel, 130)?;
     let started = Instant::now();
     let mut result =
         JobResult::new(job.id(), spec.name.as_deref().unwrap_or_default(), Status::Error, job.path().into());
     result.started_at = rfc3339_now();
 
-    let mut run = Run::new(&spec, &job, &cancel, args.quiet, result);
+    let mut run = Run::new(&spec, &job, &stop, args.quiet, result);
     let outcome = contained(|| {
         job.write_spec(&spec)?;
-        engine::train(&mut run)?;
-        deliver(&spec, &job, &mut run)
+        let ready = engine::prepare(&mut run)?;
+        engine::train(&mut run, &ready)?;
+        run.result.adapter = Some(job.adapter());
+        run.result.adapter = Some(deliver(&spec, &job)?);
+        Ok(())
     });
     run.progress.finish();
     let mut result = run.result;
     result.finished_at = rfc3339_now();
     result.seconds = started.elapsed().as_secs_f64();
+    // Every token of the steps that were taken, as a quote counts them.
+    let costs = Costs::counted(result.tokens, result.trained_tokens, spec.train.epochs, result.steps);
+    let costs = costs.priced(args.price_per_million);
+    (result.price_per_million, result.price) = (costs.price_per_million, costs.price);
     result.status = match &outcome {
         Ok(()) => Status::Success,
         Err(CliError::Cancelled) => Status::Cancelled,
@@ -95,11 +106,12 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
 }
 
 /// Runs the work; a panic in it becomes an error, so that the job still gets its result.
-fn contained(work: impl FnOnce() -> Result<(), CliError>) -> Result<(), CliError> {
+pub(super) fn contained(work: impl FnOnce() -> Result<(), CliError>) -> Result<(), CliError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(CliError::from_panic(panic.as_ref())))
 }
 
-fn failure(error: &CliError) -> Failure {
+/// An error as a job's files have it.
+pub(super) fn failure(error: &CliError) -> Failure {
     Failure {
         class: error.class().to_owned(),
         code: error.code().to_owned(),
@@ -158,54 +170,6 @@ fn with_hint(error: CliError, hint: &str) -> CliError {
     }
 }
 
-fn refuse_existing(output: &Path) -> Result<(), CliError> {
-    // A dangling link exists too.
-    if fs::symlink_metadata(output).is_ok() {
-        return Err(CliError::Input {
-            code: "output_exists",
-            message: format!("the output directory `{}` already exists", output.display()),
-            hint: Some(
-                "choose another one with `--output`, or move it away; it is never overwritten".to_owned(),
-            ),
-        });
-    }
-    Ok(())
-}
-
-/// Copies the adapter to the output directory, if one is asked for: whole, or not at all.
-fn deliver(spec: &JobSpec, job: &JobDir, run: &mut Run<'_>) -> Result<(), CliError> {
-    let adapter = job.adapter();
-    run.result.adapter = Some(adapter.clone());
-    let Some(output) = &spec.output else { return Ok(()) };
-    refuse_existing(output)?;
-    let mut name = output.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", job.id()));
-    let partial = output.with_file_name(name);
-    let copied = copy_dir(&adapter, &partial).and_then(|()| fs::rename(&partial, output));
-    if let Err(source) = copied {
-        let _ = fs::remove_dir_all(&partial);
-        out::note(&format!("note: the adapter is whole in `{}`", adapter.display()));
-        return Err(CliError::Io { action: "write", path: output.clone(), source });
-    }
-    run.result.adapter = Some(output.clone());
-    Ok(())
-}
-
-fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_dir(&entry.path(), &target)?;
-        } else {
-            fs::copy(entry.path(), &target)?;
-            File::options().write(true).open(&target)?.sync_all()?;
-        }
-    }
-    Ok(())
-}
-
 /// What a person sees at the end.
 pub(super) fn report(result: &JobResult) -> Result<(), CliError> {
     for preview in &result.previews {
@@ -216,6 +180,13 @@ pub(super) fn report(result: &JobResult) -> Result<(), CliError> {
     }
     if let (Some(before), Some(after)) = (result.initial_validation_loss, result.validation_loss) {
         out::line(&format!("validation loss: {before:.4} before, {after:.4} after"))?;
+    }
+    if let (Some(price), Some(per_million)) = (result.price, result.price_per_million) {
+        let tokens = thousands(result.tokens);
+        out::line(&format!("price: {price:.4} for {tokens} tokens ({per_million} a million)"))?;
+    }
+    if let Some(joules) = result.joules {
+        out::line(&format!("energy: {:.1} Wh of the CPU", joules / 3600.0))?;
     }
     match &result.adapter {
         Some(path) => out::line(&format!("adapter: {}", path.display())),

@@ -3,14 +3,15 @@
 use std::fs;
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
-use tunesmith_data::check::{Finding, Severity, StatOptions, Statistics};
+use serde_json::json;
+use tunesmith_data::check::{Finding, NearDuplicates, Severity, StatOptions, Statistics};
 use tunesmith_data::{
-    BosRule, Columns, DataReport, Encoder, Examples as _, Part, Place, PrepareOptions, Prepared, Row, Shape,
-    Spool, SpoolWriter, TokenStore, TokenStoreWriter, prepare as prepare_rows, split,
+    BosRule, Columns, DataReport, Encoder, Examples as _, Part, Place, PrepareOptions, Prepared, Row, Spool,
+    SpoolWriter, TokenStore, TokenStoreWriter, prepare as prepare_rows, split,
 };
 
-use super::{Run, source};
+use super::frozen::row_of;
+use super::{Run, alike, source};
 use crate::error::CliError;
 use tunesmith_jobs::dir::{FORMAT_VERSION, Freezer, Manifest};
 
@@ -49,9 +50,13 @@ struct Data {
 /// Reads and splits the rows, and writes frozen copies of exactly those that are used, with a manifest.
 pub(super) fn prepare(run: &mut Run<'_>, encoder: &Encoder, limit: usize) -> Result<Parts, CliError> {
     let spec = &run.spec.data;
+    run.job.clear_data()?;
     let options = options(run, limit);
-    let source = read(run, &spec.train, encoder, &options)?;
-    let held_out = spec.validation.as_ref().map(|uri| read(run, uri, encoder, &options)).transpose()?;
+    let mut near = alike::start(&run.job.data())?;
+    let source = read(run, &spec.train, encoder, &options, &mut near)?;
+    near.next_source();
+    let held_out = spec.validation.as_ref();
+    let held_out = held_out.map(|uri| read(run, uri, encoder, &options, &mut near)).transpose()?;
 
     let all = |data: &Data| Part::new(data.tokens.clone(), (0..data.groups.len()).collect());
     let held_data = held_out.as_ref().unwrap_or(&source);
@@ -67,16 +72,20 @@ pub(super) fn prepare(run: &mut Run<'_>, encoder: &Encoder, limit: usize) -> Res
         let hint = Some("add rows, or set `data.validation_split = 0` to train on all of them".to_owned());
         return Err(CliError::Input { code: "too_few_examples", message, hint });
     }
+    let before = held_out.as_ref().map_or(0, |_| source.groups.len());
+    let reports: Vec<_> = std::iter::once(&source).chain(&held_out).map(|data| &data.report).collect();
+    alike::report(run, near, before, &validation, &reports, said)?;
 
     let mut train_rows = run.job.freeze("train")?;
-    freeze(&train, &source.texts, &mut train_rows)?;
+    freeze(&train, &source, &mut train_rows)?;
     let validation_rows = if validation.rows().is_empty() {
         None
     } else {
         let mut rows = run.job.freeze("validation")?;
-        freeze(&validation, &held_data.texts, &mut rows)?;
+        freeze(&validation, held_data, &mut rows)?;
         Some(rows.finish()?)
     };
+    // Last: with it the rows are whole.
     run.job.write_manifest(&Manifest {
         format_version: FORMAT_VERSION,
         sources: std::iter::once(&source).chain(&held_out).map(|data| data.report.clone()).collect(),
@@ -105,8 +114,14 @@ fn options(run: &Run<'_>, max_seq_length: usize) -> PrepareOptions {
 
 /// Reads a source to its end: tokens and texts of the rows that are used go to temporary files in the job directory,
 /// which are gone when the run is.
-fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOptions) -> Result<Data, CliError> {
-    let dir = run.job.path().join("data");
+fn read(
+    run: &mut Run<'_>,
+    uri: &str,
+    encoder: &Encoder,
+    options: &PrepareOptions,
+    near: &mut NearDuplicates,
+) -> Result<Data, CliError> {
+    let dir = run.job.data();
     let failed = |source| CliError::Io { action: "create", path: dir.clone(), source };
     fs::create_dir_all(&dir).map_err(failed)?;
     let mut tokens = TokenStoreWriter::new(&dir)?;
@@ -114,15 +129,14 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
     let mut groups = Vec::new();
     let mut statistics = Statistics::new(StatOptions::default(), encoder);
     let mut records = source::open(&[uri.to_owned()], run.spec.data.format)?;
-    let (cancel, mut rows) = (run.cancel, 0);
+    let (stop, mut rows) = (run.stop, 0);
     let progress = &mut run.progress;
     let mut each = |row: Prepared| {
-        if cancel.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(CliError::Cancelled);
-        }
+        CliError::check(stop)?;
         rows += 1;
         progress.rows("reading", rows);
         statistics.add(&row);
+        near.add(&row)?;
         if row.fate.is_kept() {
             tokens.push(&row.encoded.example)?;
             let text = serde_json::to_vec(&row.row.to_value());
@@ -131,7 +145,7 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
         }
         Ok(())
     };
-    let report = prepare_rows(&mut records, encoder, options, &mut each);
+    let report = prepare_rows::<CliError>(&mut records, encoder, options, &mut each);
     progress.read();
     let report = report?;
     let checked = statistics.finish(report, options, encoder);
@@ -155,12 +169,13 @@ fn read(run: &mut Run<'_>, uri: &str, encoder: &Encoder, options: &PrepareOption
     Ok(Data { report, tokens: Arc::new(tokens.finish()?), texts: texts.finish()?, groups })
 }
 
-/// Copies the texts of a part's rows.
-fn freeze(part: &Part, texts: &Spool, to: &mut Freezer) -> Result<(), CliError> {
+/// Copies the texts and places of a part's rows.
+fn freeze(part: &Part, data: &Data, to: &mut Freezer) -> Result<(), CliError> {
     let mut text = Vec::new();
     for &row in part.rows() {
-        texts.read(row, &mut text)?;
-        to.push(&text, (0, 0))?;
+        data.texts.read(row, &mut text)?;
+        let Place { file, number } = data.tokens.place(row);
+        to.push(&text, (file, number))?;
     }
     Ok(())
 }
@@ -169,10 +184,7 @@ fn freeze(part: &Part, texts: &Spool, to: &mut Freezer) -> Result<(), CliError> 
 fn text_of(texts: &Spool, row: usize, place: Place) -> Result<Row, CliError> {
     let mut text = Vec::new();
     texts.read(row, &mut text)?;
-    let object: Map<String, Value> =
-        serde_json::from_slice(&text).map_err(|e| CliError::Internal(e.to_string()))?;
-    let shape = Shape::recognise(&object, &Columns::default())?;
-    Ok(shape.parse(object, place)?.row)
+    row_of(&text, place)
 }
 
 /// A finding with the places of its first rows.

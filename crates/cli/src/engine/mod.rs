@@ -1,20 +1,25 @@
 //! Where the commands meet the engine: models, data, training and generation.
 
+mod alike;
 mod base;
 mod check;
 mod data;
 mod device;
+mod fingerprint;
+mod frozen;
 mod generate;
 mod preview;
 mod quote;
+mod saving;
 mod source;
+mod stop;
 mod train;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
-use tunesmith_train::Event;
+use serde_json::json;
+use tunesmith_train::{Event, RunState};
 
 use crate::error::CliError;
 use crate::progress::Progress;
@@ -22,11 +27,12 @@ use crate::spec::{JobSpec, is_repo_id};
 use tunesmith_jobs::dir::{EventLog, JobDir, JobResult};
 
 pub use check::{CheckRequest, Checked, check};
-pub use device::check as check_device;
+pub use device::{all as devices, check as check_device};
 pub use generate::generate;
 pub use quote::quote;
 pub(crate) use source::{absolute, is_plain_path, tables_path};
-pub use train::train;
+pub use stop::{Stop, StopFlag};
+pub use train::{Ready, prepare, thaw, train};
 
 /// A training run: what it is told, and where it says how it goes.
 #[derive(Debug)]
@@ -35,13 +41,18 @@ pub struct Run<'a> {
     pub spec: &'a JobSpec,
     /// The job's directory.
     pub job: &'a JobDir,
-    /// Turns true when the run should stop after the step in progress.
-    pub cancel: &'a AtomicBool,
+    /// Turns when the run should stop, at the next micro-batch, row or token.
+    pub stop: &'a StopFlag,
+    /// Where to compute: `cpu`, `auto` or `cuda:N`. The spec's word, unless somebody chose for it.
+    pub device: String,
+    /// Micro-batches are made this many times smaller than usual.
+    pub micro_batch_divisor: usize,
     /// What the terminal sees.
     pub progress: Progress,
     /// The result so far: what is known when the run stops, however it stops.
     pub result: JobResult,
     log: Option<EventLog>,
+    phase: &'static str,
 }
 
 impl<'a> Run<'a> {
@@ -49,21 +60,57 @@ impl<'a> Run<'a> {
     pub fn new(
         spec: &'a JobSpec,
         job: &'a JobDir,
-        cancel: &'a AtomicBool,
+        stop: &'a StopFlag,
         quiet: bool,
         result: JobResult,
     ) -> Self {
-        Self { spec, job, cancel, progress: Progress::new(quiet), result, log: None }
+        Self {
+            spec,
+            job,
+            stop,
+            device: spec.device.clone(),
+            micro_batch_divisor: 1,
+            progress: Progress::new(quiet),
+            result,
+            log: None,
+            phase: "",
+        }
     }
 
     /// Whether somebody asked the run to stop.
-    pub fn is_cancelled(&self) -> bool {
-        self.cancel.load(Ordering::Relaxed)
+    pub fn is_stopped(&self) -> bool {
+        self.stop.now() != Stop::None
     }
 
-    /// [`CliError::Cancelled`] if somebody asked the run to stop.
-    fn check_cancelled(&self) -> Result<(), CliError> {
-        if self.is_cancelled() { Err(CliError::Cancelled) } else { Ok(()) }
+    /// [`CliError::Cancelled`] or [`CliError::Paused`] if somebody asked the run to stop.
+    fn check_stopped(&self) -> Result<(), CliError> {
+        CliError::check(self.stop)
+    }
+
+    /// Says what the run does from here on.
+    fn phase(&mut self, phase: &'static str) -> Result<(), CliError> {
+        if self.phase == phase {
+            return Ok(());
+        }
+        self.phase = phase;
+        self.log(&json!({ "type": "phase", "data": { "phase": phase } }))
+    }
+
+    /// Logs something that does not stop the run and that nobody should miss.
+    fn warn(&mut self, message: String) -> Result<(), CliError> {
+        self.event(&Event::Warning { message })
+    }
+
+    /// What is known of a run that goes on from here.
+    fn know(&mut self, state: &RunState) {
+        let result = &mut self.result;
+        result.steps = state.step;
+        result.total_steps = state.total_steps;
+        result.tokens = state.tokens;
+        result.trained_tokens = state.trained_tokens;
+        result.train_loss = state.train_loss.map(|loss| loss.0);
+        result.initial_validation_loss = state.initial_validation_loss.map(|loss| loss.0);
+        result.validation_loss = state.validation_loss.map(|loss| loss.0);
     }
 
     /// Adds a line to `events.jsonl`, which the first line makes.
@@ -75,6 +122,11 @@ impl<'a> Run<'a> {
         let appended = log.append(event);
         self.log = Some(log);
         Ok(appended?)
+    }
+
+    /// Makes the log durable, as far as there is one.
+    fn sync_log(&self) -> Result<(), CliError> {
+        Ok(self.log.as_ref().map_or(Ok(()), EventLog::sync)?)
     }
 
     /// Logs an event, shows it and keeps what the result needs of it.
@@ -93,7 +145,7 @@ impl<'a> Run<'a> {
             }
             Event::Evaluation { step, loss, .. } => {
                 // What took an evaluation to reach is worth keeping through a power cut.
-                self.log.as_ref().map_or(Ok(()), EventLog::sync)?;
+                self.sync_log()?;
                 if *step == 0 {
                     self.result.initial_validation_loss = Some(*loss);
                 }

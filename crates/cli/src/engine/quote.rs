@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tunesmith_data::{Example, Examples, Part};
@@ -13,7 +12,7 @@ use tunesmith_train::{Trainer, epoch_order};
 use super::base::Base;
 use super::data::{self, Parts};
 use super::device::{self, Work};
-use super::{Run, Source};
+use super::{Run, Source, StopFlag};
 use crate::energy::{self, Energy};
 use crate::error::CliError;
 use crate::quote::{Costs, Disk, Estimate, Measured, Plan, Quote};
@@ -27,11 +26,11 @@ const EVALUATION: f64 = 0.2;
 /// the job will take. Nothing is left behind.
 ///
 /// # Errors
-/// Everything that the job would stop with before its first step; [`CliError::Cancelled`] through `cancel`.
+/// Everything that the job would stop with before its first step; [`CliError::Cancelled`] through `stop`.
 pub fn quote(
     spec: &JobSpec,
     measure: Option<Duration>,
-    cancel: &AtomicBool,
+    stop: &StopFlag,
     quiet: bool,
 ) -> Result<Quote, CliError> {
     let home = tempfile::Builder::new().prefix("tunesmith-quote").tempdir().map_err(|source| {
@@ -39,13 +38,13 @@ pub fn quote(
     })?;
     let job = JobDir::create(home.path())?;
     let result = JobResult::new(job.id(), "", Status::Error, job.path().into());
-    let mut run = Run::new(spec, &job, cancel, quiet, result);
+    let mut run = Run::new(spec, &job, stop, quiet, result);
     let base = Base::open(&Source::of_job(spec), spec.data.template, &mut run.progress)?;
     let sites = spec.lora.resolve(base.config.num_hidden_layers)?;
     let parameters = AdapterLayout::new(&base.config, &sites).len();
     let limit = base.sequence_limit(spec.data.max_seq_length, "`data.max_seq_length`")?;
     let parts = data::prepare(&mut run, &base.encoder, limit)?;
-    run.check_cancelled()?;
+    run.check_stopped()?;
     let plan = plan(spec, &parts);
     let data_bytes = size(&job.path().join("data"))?;
     let measured = match measure {
@@ -122,7 +121,7 @@ impl Work for Measuring<'_, '_> {
         let started = Instant::now();
         let (mut steps, mut tokens) = (0, 0);
         for batch in rest {
-            run.check_cancelled()?;
+            run.check_stopped()?;
             tokens += step(&mut trainer, &parts.train, batch)?;
             steps += 1;
             if started.elapsed() >= time {
@@ -130,11 +129,7 @@ impl Work for Measuring<'_, '_> {
             }
         }
         let seconds = started.elapsed().as_secs_f64();
-        let joules = energy.and_then(|energy| energy.joules());
-        let joules = match spec.device.as_str() {
-            "cpu" | "auto" => joules,
-            gpu => Err(format!("the energy of `{gpu}` is not measured")),
-        };
+        let (joules, joules_unknown) = energy::joules_of(&spec.device, energy);
         let (evaluated_tokens, evaluation_seconds) = evaluate(run, &mut trainer, parts, time)?;
         Ok(Measured {
             steps,
@@ -143,8 +138,8 @@ impl Work for Measuring<'_, '_> {
             evaluated_tokens,
             evaluation_seconds,
             load_seconds,
-            joules: joules.as_ref().ok().copied(),
-            joules_unknown: joules.err(),
+            joules,
+            joules_unknown,
             peak_bytes: energy::peak_bytes(),
         })
     }
@@ -171,7 +166,7 @@ fn evaluate<K: Kernels>(
         if tokens > 0 && started.elapsed() >= time.mul_f64(EVALUATION) {
             break;
         }
-        run.check_cancelled()?;
+        run.check_stopped()?;
         let end = rows.min(start + run.spec.train.batch_size);
         let batch = (start..end).map(|i| parts.validation.get(i)).collect::<Result<Vec<_>, _>>()?;
         trainer.evaluate(&batch.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;

@@ -1,31 +1,75 @@
 //! A training run, from the rows to the adapter in the job directory.
 
+use serde_json::json;
 use tunesmith_data::{Examples as _, TemplateChoice};
+use tunesmith_jobs::failpoint;
 use tunesmith_model::peft::{self, PeftConfig};
 use tunesmith_model::{Decoder, ModelCard};
 use tunesmith_ops::Kernels;
-use tunesmith_train::{self as engine, Event, Observer, RunInput, Summary, Trainer};
+use tunesmith_train::checkpoint::{self, Adapter};
+use tunesmith_train::{
+    self as engine, Event, Observer, ObserverError, RunInput, Snapshot, StepPoint, Summary, Trainer,
+};
 
 use super::base::Base;
 use super::data::{self, Parts};
 use super::device::{self, Work};
-use super::{Run, Source, preview};
+use super::saving::Saver;
+use super::{Run, Source, fingerprint, frozen, preview};
+use crate::energy::{self, Energy};
 use crate::error::CliError;
 
-/// Trains: reads the data into the job directory, trains, leaves the adapter in it, fills in `run.result`.
+/// A run that can be trained: its base model found, its rows read and frozen.
+#[derive(Debug)]
+pub struct Ready {
+    base: Base,
+    parts: Parts,
+}
+
+/// Reads, checks and freezes the rows.
 ///
 /// # Errors
-/// [`CliError::Cancelled`] when stopped through `run.cancel`; whatever is wrong with model, data or disk.
-pub fn train(run: &mut Run<'_>) -> Result<(), CliError> {
+/// [`CliError::Cancelled`] or [`CliError::Paused`] when stopped through `run.stop`; whatever is wrong with model, data
+/// or disk.
+pub fn prepare(run: &mut Run<'_>) -> Result<Ready, CliError> {
+    run.phase("validating")?;
+    let (base, limit) = open(run)?;
+    let parts = data::prepare(run, &base.encoder, limit)?;
+    run.check_stopped()?;
+    Ok(Ready { base, parts })
+}
+
+/// Reads the rows back that [`prepare`] froze, now or in another process; prepares them if nobody has.
+///
+/// # Errors
+/// As [`prepare`]; frozen rows that are not what was written.
+pub fn thaw(run: &mut Run<'_>) -> Result<Ready, CliError> {
+    let (base, limit) = open(run)?;
+    match frozen::load(run, &base.encoder, limit)? {
+        Some(parts) => Ok(Ready { base, parts }),
+        None => prepare(run),
+    }
+}
+
+fn open(run: &mut Run<'_>) -> Result<(Base, usize), CliError> {
     let spec = run.spec;
-    let source = Source::of_job(spec);
-    let base = Base::open(&source, spec.data.template, &mut run.progress)?;
+    let base = Base::open(&Source::of_job(spec), spec.data.template, &mut run.progress)?;
     // What is wrong with `[lora]` should show before the rows are read.
     spec.lora.resolve(base.config.num_hidden_layers)?;
     let limit = base.sequence_limit(spec.data.max_seq_length, "`data.max_seq_length`")?;
-    let parts = data::prepare(run, &base.encoder, limit)?;
-    run.check_cancelled()?;
-    device::run(&spec.device, Training { run, base: &base, parts: &parts })
+    Ok((base, limit))
+}
+
+/// Trains, from the newest checkpoint in the job directory if there is one, leaves the adapter there and fills in
+/// `run.result`.
+///
+/// # Errors
+/// [`CliError::Cancelled`] or [`CliError::Paused`] when stopped through `run.stop`, with a checkpoint; whatever is wrong
+/// with model, numbers, memory or disk.
+pub fn train(run: &mut Run<'_>, ready: &Ready) -> Result<(), CliError> {
+    let Ready { base, parts } = ready;
+    let device = run.device.clone();
+    device::run(&device, Training { run, base, parts })
 }
 
 /// All of a run that needs the device.
@@ -41,44 +85,141 @@ impl Work for Training<'_, '_> {
     fn on<K: Kernels>(self, kernels: K) -> Result<(), CliError> {
         let Self { run, base, parts } = self;
         let spec = run.spec;
+        run.phase("loading")?;
+        let fingerprint = fingerprint::of(run, base)?;
         let mut decoder = base.load(kernels, Some(&spec.lora), &mut run.progress)?;
         decoder.initialize(spec.train.seed)?;
-        preview::before(run, &mut decoder, &base.encoder, &parts.previews)?;
-
-        let dropout = spec.lora.lora_dropout as f32;
-        let mut trainer = Trainer::for_lengths(decoder, &spec.train, dropout, parts.lengths())?;
-        let mut watch = Watch { run: &mut *run };
-        let input = RunInput {
-            train: &parts.train,
-            validation: &parts.validation,
-            config: &spec.train,
-            fingerprint: "",
-            resume: None,
-        };
-        let summary = engine::train(&mut trainer, input, &mut watch);
-        let summary = summary.map_err(own_error)?;
-        run.result.train_loss = summary.train_loss;
-        if summary.stopped {
-            return Err(CliError::Cancelled);
+        let layout = decoder.layout().clone();
+        let mut found = checkpoint::latest(run.job.path(), &layout, &fingerprint)?;
+        for sentence in std::mem::take(&mut found.damaged) {
+            run.warn(sentence)?;
         }
+        // As long as the model knows nothing yet.
+        preview::before(run, &mut decoder, &base.encoder, &parts.previews, &fingerprint)?;
+
+        let trainer = trainer(run, decoder, parts)?;
+        let mut saver = Saver::new(run, Adapter { config: peft_config(run), layout }, &found)?;
+        let resume = found.newest.map(|(_, snapshot)| snapshot);
+        if let Some(snapshot) = &resume {
+            run.know(&snapshot.state);
+        }
+        let (resumed, energy) = (resume.is_some(), Energy::start());
+        let stepped = steps(run, &mut saver, trainer, parts, &fingerprint, resume);
+        (run.result.joules, run.result.joules_unknown) = match energy::joules_of(&spec.device, energy) {
+            (Some(_), _) if resumed => (None, Some("the run was cut in pieces".to_owned())),
+            measured => measured,
+        };
+        let (trainer, summary) = stepped?;
+        run.log(&json!({ "type": "memory", "data": { "peak_bytes": energy::peak_bytes() } }))?;
+
+        run.phase("saving")?;
+        failpoint::hit("worker:before_adapter");
         let mut decoder = trainer.into_decoder();
         save(run, base, &decoder, parts, &summary)?;
         preview::after(run, &mut decoder, &base.encoder, &parts.previews)
     }
 }
 
-/// Passes events on, and Ctrl-C back.
+/// The trainer of a run, with room for its micro-batches.
+fn trainer<K: Kernels>(run: &Run<'_>, decoder: Decoder<K>, parts: &Parts) -> Result<Trainer<K>, CliError> {
+    let spec = run.spec;
+    let dropout = spec.lora.lora_dropout as f32;
+    #[cfg(debug_assertions)]
+    let bytes_per_token = decoder.config().hidden_size * 4;
+    let divisor = run.micro_batch_divisor;
+    let trainer = Trainer::with_divisor(decoder, &spec.train, dropout, parts.lengths(), divisor)?;
+    #[cfg(debug_assertions)]
+    fake_oom(trainer.capacity(), bytes_per_token)?;
+    Ok(trainer)
+}
+
+/// In debug builds: `TUNESMITH_FAKE_OOM_ABOVE=<tokens>` makes micro-batches of more tokens fail as a device does that
+/// has no more memory.
+#[cfg(debug_assertions)]
+fn fake_oom(tokens: usize, bytes_per_token: usize) -> Result<(), CliError> {
+    let limit = std::env::var("TUNESMITH_FAKE_OOM_ABOVE").ok().and_then(|text| text.parse::<usize>().ok());
+    match limit {
+        Some(limit) if tokens > limit => {
+            let (bytes, free) = (tokens * bytes_per_token, limit * bytes_per_token);
+            let full = tunesmith_ops::DeviceError::OutOfMemory { bytes, free, total: free };
+            Err(engine::Error::from(tunesmith_ops::Error::from(full)).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Every step that is left, up to the end or to where somebody stops it.
+fn steps<K: Kernels>(
+    run: &mut Run<'_>,
+    saver: &mut Saver,
+    mut trainer: Trainer<K>,
+    parts: &Parts,
+    fingerprint: &str,
+    resume: Option<Snapshot>,
+) -> Result<(Trainer<K>, Summary), CliError> {
+    let evaluates = run.spec.train.evals_per_epoch > 0 && !parts.validation.is_empty();
+    let begins = resume.as_ref().is_none_or(|s| s.state.step == 0 && s.state.evaluated_step.is_none());
+    let first = if evaluates && begins { "evaluating" } else { "training" };
+    let input = RunInput {
+        train: &parts.train,
+        validation: &parts.validation,
+        config: &run.spec.train,
+        fingerprint,
+        resume,
+    };
+    let mut watch = Watch { run: &mut *run, saver, first };
+    let trained = engine::train(&mut trainer, input, &mut watch).map_err(own_error);
+    // However it ended: what was saved on the way is told.
+    let settled = saver.settle(run);
+    let summary = trained?;
+    settled?;
+    run.result.steps = summary.steps;
+    run.result.tokens = summary.tokens;
+    run.result.trained_tokens = summary.trained_tokens;
+    run.result.train_loss = summary.train_loss;
+    run.result.initial_validation_loss = summary.initial_validation_loss;
+    run.result.validation_loss = summary.validation_loss;
+    if summary.stopped {
+        run.check_stopped()?;
+        // Whoever asked has thought better of it since; the run has stopped all the same.
+        return Err(CliError::Paused);
+    }
+    Ok((trainer, summary))
+}
+
+/// Passes events on, saves, and passes wishes to stop back.
 struct Watch<'a, 'b> {
     run: &'a mut Run<'b>,
+    saver: &'a mut Saver,
+    /// What the run does first.
+    first: &'static str,
 }
 
 impl Observer for Watch<'_, '_> {
-    fn event(&mut self, event: &Event) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        Ok(self.run.event(event)?)
+    fn event(&mut self, event: &Event) -> Result<(), ObserverError> {
+        self.run.event(event)?;
+        match event {
+            Event::Plan { .. } => self.run.phase(self.first)?,
+            Event::Evaluation { step: 0, .. } => self.run.phase("training")?,
+            _ => {}
+        }
+        Ok(())
     }
 
     fn should_stop(&self) -> bool {
-        self.run.is_cancelled()
+        self.run.is_stopped()
+    }
+
+    fn beat(&mut self) {
+        self.run.progress.beat();
+    }
+
+    fn at_step(
+        &mut self,
+        point: &StepPoint,
+        snapshot: &mut dyn FnMut() -> Result<Snapshot, engine::Error>,
+    ) -> Result<(), ObserverError> {
+        self.saver.at_step(self.run, point, snapshot)
     }
 }
 
@@ -93,6 +234,15 @@ fn own_error(error: engine::Error) -> CliError {
     }
 }
 
+fn peft_config(run: &Run<'_>) -> PeftConfig {
+    let spec = run.spec;
+    PeftConfig {
+        base_model_name_or_path: Some(spec.base.clone()),
+        revision: spec.revision.clone(),
+        lora: spec.lora.clone(),
+    }
+}
+
 fn save<K: Kernels>(
     run: &mut Run<'_>,
     base: &Base,
@@ -101,11 +251,6 @@ fn save<K: Kernels>(
     summary: &Summary,
 ) -> Result<(), CliError> {
     let spec = run.spec;
-    let config = PeftConfig {
-        base_model_name_or_path: Some(spec.base.clone()),
-        revision: spec.revision.clone(),
-        lora: spec.lora.clone(),
-    };
     let card = ModelCard {
         name: spec.name.clone().unwrap_or_default(),
         base_model: spec.base.clone(),
@@ -113,8 +258,13 @@ fn save<K: Kernels>(
     };
     let values = decoder.parameters()?;
     let tensors = decoder.layout().tensors(&values);
-    peft::save(&run.job.adapter(), &config, &tensors, Some(&base.dir), &card)?;
-    run.result.adapter = Some(run.job.adapter());
+    let adapter = run.job.adapter();
+    if adapter.symlink_metadata().is_ok() {
+        // Of an attempt that died before it could say so.
+        checkpoint::remove(&adapter)?;
+    }
+    peft::save(&adapter, &peft_config(run), &tensors, Some(&base.dir), &card)?;
+    run.result.adapter = Some(adapter);
     Ok(())
 }
 

@@ -198,9 +198,13 @@ pub fn similar(similar: &Similar, sources: &[&DataReport]) -> Vec<Finding> {
     );
     say(&similar.exact_across, Warning, "leaked_rows", text);
     let near = similar.near_across.rows;
+    let cure = match sources {
+        [_] => "keep them together with `data.split_by`",
+        _ => "remove them from one side",
+    };
     let text = format!(
         "at least {} held out ({}) nearly equal to a training row (Jaccard index {threshold} or more), so the validation \
-         loss looks better than it is; keep them together with `data.split_by`",
+         loss looks better than it is; {cure}",
         rows(near),
         share(near)
     );

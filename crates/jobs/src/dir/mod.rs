@@ -211,11 +211,6 @@ impl JobDir {
         control::read_versioned(&self.path.join("data/manifest.json"))
     }
 
-    /// Reads `spec.json`.
-    pub fn read_spec<S: DeserializeOwned>(&self) -> Result<Option<SpecFile<S>>, Error> {
-        control::read_versioned(&self.path.join("spec.json"))
-    }
-
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), Error> {
         write_pretty(&self.path.join(name), value)
     }

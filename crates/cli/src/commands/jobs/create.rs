@@ -98,7 +98,7 @@ fn from_stdin(spec: &JobSpec) -> Result<Option<&'static str>, CliError> {
 
 /// Says what the job will take, and asks.
 fn agreed(spec: &JobSpec) -> Result<bool, CliError> {
-    let cancel = interrupt::install("stopping")?;
+    let cancel = interrupt::install_stop("stopping", engine::Stop::Cancel, 130)?;
     let quote = engine::quote(spec, None, &cancel, false)?;
     out::note(&short(&quote));
     confirm("start? [y/N]", "start")
