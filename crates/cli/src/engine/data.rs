@@ -169,11 +169,7 @@ fn read(
     Ok(Data { report, tokens: Arc::new(tokens.finish()?), texts: texts.finish()?, groups })
 }
 
-<<<<<<< HEAD
 /// Copies the texts and places of a part's rows.
-=======
-/// Copies the texts of a part's rows.
->>>>>>> main
 fn freeze(part: &Part, data: &Data, to: &mut Freezer) -> Result<(), CliError> {
     let mut text = Vec::new();
     for &row in part.rows() {
