@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use tunesmith_train::Epochs;
 
 pub(crate) use check::{CheckArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
@@ -95,9 +96,9 @@ pub(crate) struct Overrides {
     /// The value is written as in TOML; what is no TOML value is taken as a string, so words need no quotes.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
-    /// Passes over the training rows (train.epochs)
+    /// Passes over the training rows: a number, or auto (train.epochs)
     #[arg(long, value_name = "N")]
-    pub(crate) epochs: Option<u32>,
+    pub(crate) epochs: Option<Epochs>,
     /// Seed of the adapter, dropout and row order (train.seed); the split keeps data.seed
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,

@@ -6,8 +6,11 @@
 //! the step is cut into micro-batches.
 
 mod config;
+mod ending;
+mod epochs;
 mod error;
 mod event;
+mod evidence;
 mod observer;
 mod order;
 mod run;
@@ -16,11 +19,13 @@ mod state;
 mod trainer;
 
 pub use config::{LrScheduler, Recompute, TrainConfig};
+pub use ending::Summary;
+pub use epochs::{EpochPlan, Epochs, MAX_EPOCHS};
 pub use error::Error;
 pub use event::Event;
 pub use observer::{Observer, ObserverError, StepPoint};
 pub use order::epoch_order;
-pub use run::{RunInput, Summary, train};
+pub use run::{RunInput, train};
 pub use schedule::Schedule;
 pub use state::{Best, Exact, RunState, STATE_VERSION, Snapshot};
 pub use trainer::{RowLoss, StepOutcome, Trainer};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tunesmith_data::{Example, Examples, Part};
 use tunesmith_model::AdapterLayout;
 use tunesmith_ops::Kernels;
-use tunesmith_train::{Trainer, epoch_order};
+use tunesmith_train::{EpochPlan, Trainer, epoch_order};
 
 use super::base::Base;
 use super::data::{self, Parts};
@@ -67,16 +67,17 @@ pub fn quote(
 }
 
 fn plan(spec: &JobSpec, parts: &Parts) -> Plan {
+    let epochs = EpochPlan::new(&spec.train, parts.train.len(), parts.validation.len());
     let tokens = |part: &Part| (0..part.len()).map(|i| part.tokens(i)).sum();
     Plan {
         rows: parts.train.len(),
         tokens: tokens(&parts.train),
         trained_tokens: (0..parts.train.len()).map(|i| parts.train.trained_tokens(i)).sum(),
         batch_size: spec.train.batch_size,
-        epochs: spec.train.epochs,
+        epochs: epochs.epochs,
         validation_rows: parts.validation.len(),
         validation_tokens: tokens(&parts.validation),
-        evals_per_epoch: spec.train.evals_per_epoch,
+        evals_per_epoch: epochs.evaluations_per_epoch,
     }
 }
 
