@@ -21,6 +21,9 @@ use tunesmith_train::{
 const AUTO_END: usize = 16;
 const AUTO_BEST: usize = 8;
 
+/// Something that spoils a snapshot.
+type Change<'a> = &'a dyn Fn(&mut Snapshot);
+
 const FINGERPRINT: &str = "settings and rows";
 
 /// A model, rows and settings whose run has all there is: several micro-batches a step, a smaller batch at the end
@@ -407,14 +410,14 @@ fn a_snapshot_of_another_run_is_refused_in_a_sentence() {
     let bench = Bench::new();
     let run = bench.run(None, Watch::after_step(3));
     let good = stopped(&run);
-    let refuse = |bench: &Bench, change: &dyn Fn(&mut Snapshot)| {
+    let refuse = |bench: &Bench, change: Change<'_>| {
         let mut bad = good.clone();
         change(&mut bad);
         let Err(error) = bench.try_run(Some(bad), Watch::default()) else { panic!("it was taken") };
         assert!(matches!(error, Error::Resume { .. }), "{error:?}");
         error.to_string()
     };
-    let cases: [(&dyn Fn(&mut Snapshot), &str); 9] = [
+    let cases: [(Change<'_>, &str); 9] = [
         (&|s| s.state.fingerprint = "others".into(), "it is of another run"),
         (&|s| s.state.version = STATE_VERSION + 1, "its format has version"),
         (&|s| s.state.total_steps = 48, "of a run of 48 steps in 5 epochs, and this one has 40 in 5"),

@@ -122,7 +122,7 @@ pub(crate) struct Overrides {
 
 Relative paths in a job file are taken from the current directory.
 Precedence: defaults, then the file, then --set, then the flags below it.
-Ctrl-C stops after the step in progress; a second Ctrl-C stops at once.")]
+Ctrl-C stops within moments and says so; a second Ctrl-C stops at once.")]
 pub(crate) struct TrainArgs {
     /// The job file (TOML); `tunesmith config schema` lists its keys
     #[arg(value_name = "JOB.toml")]

@@ -1,9 +1,12 @@
 //! Optimizer, schedule, step loop, evaluation and events.
 //!
-//! [`Trainer`] does one step at a time; [`train`] does a whole run, or the rest of one from a [`Snapshot`],
-//! and tells an [`Observer`] what happens. The loss of
-//! a step is the sum of its token losses divided once by its trained tokens, so the result does not depend on how
-//! the step is cut into micro-batches.
+//! [`Trainer`] does one step at a time; [`train`] does a whole run, or the rest of one from a [`Snapshot`], and tells
+//! an [`Observer`] what happens. The loss of a step is the sum of its token losses divided once by its trained tokens,
+//! so the result does not depend on how the step is cut into micro-batches.
+//!
+//! A run is a pure function of its settings and rows, on a device that sums in a fixed order: what it is between two
+//! steps is in a [`RunState`] and four flat tensors, and a run that goes on from them ends with the same bits as one
+//! that never stopped. How often it visits its rows, [`EpochPlan`] says.
 
 mod config;
 mod ending;

@@ -34,7 +34,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
     let spec = load(&args.job, &args.overrides)?.spec;
     preflight(&spec)?;
     let job = jobdir::home().and_then(|home| JobDir::create(&home)).map_err(CliError::from)?;
-    let cancel = interrupt::install("stopping after this step; press Ctrl-C again to stop at once")?;
+    let cancel = interrupt::install("stopping; press Ctrl-C again to stop at once")?;
     let started = Instant::now();
     let mut result =
         JobResult::new(job.id(), spec.name.as_deref().unwrap_or_default(), Status::Error, job.path().into());

@@ -35,7 +35,7 @@ pub struct Run<'a> {
     pub spec: &'a JobSpec,
     /// The job's directory.
     pub job: &'a JobDir,
-    /// Turns true when the run should stop after the step in progress.
+    /// Turns true when the run should stop; it does within one micro-batch.
     pub cancel: &'a AtomicBool,
     /// What the terminal sees.
     pub progress: Progress,

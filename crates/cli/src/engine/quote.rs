@@ -46,7 +46,8 @@ pub fn quote(
     let limit = base.sequence_limit(spec.data.max_seq_length, "`data.max_seq_length`")?;
     let parts = data::prepare(&mut run, &base.encoder, limit)?;
     run.check_cancelled()?;
-    let plan = plan(spec, &parts);
+    let epochs = EpochPlan::new(&spec.train, parts.train.len(), parts.validation.len());
+    let plan = plan(spec, &parts, &epochs);
     let data_bytes = size(&job.path().join("data"))?;
     let measured = match measure {
         None => None,
@@ -60,14 +61,14 @@ pub fn quote(
         plan,
         costs: Costs::planned(&plan),
         parameters,
+        epochs_rule: epochs.rule,
         disk: Disk { adapter_bytes: 4 * parameters as u64, data_bytes },
         estimate: measured.as_ref().map(|measured| Estimate::new(&plan, measured)),
         measured,
     })
 }
 
-fn plan(spec: &JobSpec, parts: &Parts) -> Plan {
-    let epochs = EpochPlan::new(&spec.train, parts.train.len(), parts.validation.len());
+fn plan(spec: &JobSpec, parts: &Parts, epochs: &EpochPlan) -> Plan {
     let tokens = |part: &Part| (0..part.len()).map(|i| part.tokens(i)).sum();
     Plan {
         rows: parts.train.len(),

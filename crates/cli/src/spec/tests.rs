@@ -356,8 +356,11 @@ fn the_schema_lists_every_key_with_its_default() {
         let property = schema.pointer(&pointer).unwrap_or_else(|| panic!("{pointer}"));
         assert_eq!(property["description"], json!(key.doc));
     }
-    assert_eq!(schema.pointer("/properties/train/properties/epochs/default"), Some(&json!(3)));
-    assert_eq!(schema.pointer("/properties/train/properties/epochs/maximum"), Some(&json!(10)));
+    assert_eq!(schema.pointer("/properties/train/properties/epochs/default"), Some(&json!("auto")));
+    let number = json!({ "type": "integer", "minimum": 1, "maximum": 10 });
+    let forms = json!([{ "const": "auto" }, number]);
+    assert_eq!(schema.pointer("/properties/train/properties/epochs/anyOf"), Some(&forms));
+    assert_eq!(schema.pointer("/properties/train/properties/max_epochs/maximum"), Some(&json!(10)));
     assert_eq!(schema["required"], json!(["base", "data"]));
     assert_eq!(schema.pointer("/properties/data/required"), Some(&json!(["train"])));
 }
