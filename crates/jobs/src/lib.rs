@@ -13,4 +13,4 @@ pub mod supervisor;
 pub use error::Error;
 pub use state::{Answer, Desired, State, Status};
 pub use store::Store;
-pub use submit::{Submitted, submit};
+pub use submit::{Submitted, register, submit, submit_with};

@@ -62,6 +62,19 @@ pub enum Status {
     Cancelled,
 }
 
+impl Status {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::InProgress => "in_progress",
+            Self::Success => "success",
+            Self::Error => "error",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 impl State {
     /// Every state.
     pub const ALL: [Self; 7] = [

@@ -24,9 +24,23 @@ pub struct Submitted {
 /// # Errors
 /// A disk or a store that cannot be written; [`Error::Refused`] for an idempotency key that belongs to another spec.
 pub fn submit(store: &mut Store, spec: &Value, submission: &Submission) -> Result<Submitted, Error> {
+    submit_with(store, submission, |_| Ok(spec.clone()))
+}
+
+/// [`submit`] for a job that brings files: `fill` puts them into the new directory and returns the spec, which may
+/// name them. Nothing is left of the directory when it fails.
+///
+/// # Errors
+/// As [`submit`], and those of `fill`.
+pub fn submit_with(
+    store: &mut Store,
+    submission: &Submission,
+    fill: impl FnOnce(&JobDir) -> Result<Value, Error>,
+) -> Result<Submitted, Error> {
     let dir = JobDir::create(store.home())?;
-    let made = write(store, &dir, spec, submission);
-    match made {
+    let spec = fill(&dir).inspect_err(|_| discard(&dir))?;
+    let made = dir.write_spec_with(&spec, submission);
+    match made.and_then(|()| register(store, dir.id(), &spec, submission)) {
         Ok((job, false)) => Ok(Submitted { job, dir: Some(dir) }),
         Ok((job, true)) => {
             discard(&dir);
@@ -42,15 +56,19 @@ pub fn submit(store: &mut Store, spec: &Value, submission: &Submission) -> Resul
     }
 }
 
-fn write(
+/// The second half of [`submit`]: the row of a job whose `spec.json` is on disk. True if the idempotency key belonged to
+/// a job that was there already, which comes back then.
+///
+/// # Errors
+/// As [`Store::create`].
+pub fn register(
     store: &mut Store,
-    dir: &JobDir,
+    id: &str,
     spec: &Value,
     submission: &Submission,
 ) -> Result<(Job, bool), Error> {
-    dir.write_spec_with(spec, submission)?;
     crate::failpoint::hit("submit:before_row");
-    let created = store.create(&new_job(dir.id(), spec, submission));
+    let created = store.create(&new_job(id, spec, submission));
     crate::failpoint::hit("submit:after_row");
     created
 }
@@ -66,7 +84,8 @@ pub(crate) fn new_job(id: &str, spec: &Value, submission: &Submission) -> NewJob
         base_model: text("/base").unwrap_or_default(),
         training_data: text("/data/train").unwrap_or_default(),
         validation_data: text("/data/validation"),
-        spec_sha256: hex(&Sha256::digest(spec.to_string().as_bytes())),
+        // What the job brought itself lies in its own directory: two jobs of the same spec differ in that name alone.
+        spec_sha256: hex(&Sha256::digest(spec.to_string().replace(id, "").as_bytes())),
         idempotency_key: submission.idempotency_key.clone(),
         retried_from: submission.retried_from.clone(),
         on_finish: submission.on_finish.clone(),

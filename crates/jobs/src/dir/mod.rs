@@ -173,7 +173,7 @@ impl JobDir {
 
     /// Writes `result.json`; on return it is on disk.
     pub fn write_result(&self, result: &JobResult) -> Result<(), Error> {
-        self.write_json("result.json", result)
+        write_result(&self.path, result)
     }
 
     /// Opens `events.jsonl` for a run's events; an attempt that goes on adds to those that are there.
@@ -212,11 +212,7 @@ impl JobDir {
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), Error> {
-        let path = self.path.join(name);
-        let mut text = serde_json::to_vec_pretty(value)
-            .map_err(|e| Error::Json { path: path.clone(), message: e.to_string() })?;
-        text.push(b'\n');
-        write_atomic(&path, &text)
+        write_pretty(&self.path.join(name), value)
     }
 }
 
@@ -239,6 +235,28 @@ impl SpecFile<serde_json::Value> {
             None => Err(damaged("it has no `format_version`".to_owned())),
         }
     }
+}
+
+/// Writes `result.json` of a job that no process holds; on return it is on disk.
+pub fn write_result(dir: &Path, result: &JobResult) -> Result<(), Error> {
+    write_pretty(&dir.join("result.json"), result)
+}
+
+/// Reads `result.json` of a job directory, if there is one.
+pub fn read_result(dir: &Path) -> Result<Option<JobResult>, Error> {
+    control::read_json(&dir.join("result.json"))
+}
+
+/// Reads `data/manifest.json` of a job directory, if there is one.
+pub fn read_manifest(dir: &Path) -> Result<Option<Manifest<serde_json::Value>>, Error> {
+    control::read_json(&dir.join("data/manifest.json"))
+}
+
+fn write_pretty(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|e| Error::Json { path: path.to_owned(), message: e.to_string() })?;
+    text.push(b'\n');
+    write_atomic(path, &text)
 }
 
 /// Whether no process holds the job in this directory. Holds its lock for a moment.

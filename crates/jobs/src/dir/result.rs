@@ -69,6 +69,9 @@ pub struct JobResult {
     pub name: String,
     /// How it ended.
     pub status: Status,
+    /// Fence of the attempt that ended it; 0 for one that nobody supervised.
+    #[serde(default)]
+    pub fence: u64,
     /// The job directory.
     pub job_dir: PathBuf,
     /// RFC 3339 time in UTC.
@@ -99,7 +102,7 @@ pub struct JobResult {
     pub previews: Vec<Preview>,
     /// Why it failed, when it did.
     pub error: Option<Failure>,
-    /// Which attempt ended it, from 1; 0 for one that nobody supervised.
+    /// Which attempt ended it, from 1; 0 when no supervisor started it.
     #[serde(default)]
     pub attempt: u32,
 }
@@ -112,6 +115,7 @@ impl JobResult {
             id: id.to_owned(),
             name: name.to_owned(),
             status,
+            fence: 0,
             job_dir,
             started_at: String::new(),
             finished_at: String::new(),

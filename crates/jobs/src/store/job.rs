@@ -168,6 +168,17 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Job> {
     })
 }
 
+/// Reads a row of `seq, time, type, data`.
+pub(super) fn read_event(row: &Row<'_>) -> rusqlite::Result<StoredEvent> {
+    let data: String = row.get(3)?;
+    Ok(StoredEvent {
+        seq: row.get::<_, i64>(0)? as u64,
+        time: row.get(1)?,
+        kind: row.get(2)?,
+        data: serde_json::from_str(&data).unwrap_or(serde_json::Value::String(data)),
+    })
+}
+
 /// A column that holds one of a few words.
 pub(super) fn word<T>(row: &Row<'_>, column: usize, read: fn(&str) -> Option<T>) -> rusqlite::Result<T> {
     let text: String = row.get(column)?;

@@ -9,6 +9,7 @@ mod job;
 mod progress;
 mod rebuild;
 mod schema;
+mod summary;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction as Sql, Transacti
 pub use job::{Job, NewJob, StoredEvent, Transition};
 pub use progress::Progress;
 pub use rebuild::Rebuilt;
+pub use summary::Summary;
 
 use crate::dir::JobResult;
 use crate::state::{Answer, request};
@@ -65,6 +67,15 @@ pub struct Filter<'a> {
     pub states: &'a [State],
     /// At most so many, the newest; all when absent.
     pub limit: Option<usize>,
+}
+
+impl Filter<'_> {
+    /// The clause of a query, and its limit.
+    fn words(&self) -> (String, i64) {
+        let states = self.states.iter().map(|s| format!("'{}'", s.as_str())).collect::<Vec<_>>().join(", ");
+        let only = if states.is_empty() { String::new() } else { format!("WHERE state IN ({states})") };
+        (only, self.limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX)))
+    }
 }
 
 const FROM_JOB: &str = "FROM job LEFT JOIN lease ON lease.job_id = job.id";
@@ -196,9 +207,7 @@ impl Store {
 
     /// Jobs, the newest first.
     pub fn list(&self, filter: Filter<'_>) -> Result<Vec<Job>, Error> {
-        let states = filter.states.iter().map(|s| format!("'{}'", s.as_str())).collect::<Vec<_>>().join(", ");
-        let only = if states.is_empty() { String::new() } else { format!("WHERE state IN ({states})") };
-        let limit = filter.limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
+        let (only, limit) = filter.words();
         let query = format!("SELECT {} {FROM_JOB} {only} ORDER BY number DESC LIMIT {limit}", job::COLUMNS);
         let read = || -> rusqlite::Result<Vec<Job>> {
             self.sql.prepare_cached(&query)?.query_map([], job::read)?.collect()
@@ -402,19 +411,31 @@ impl Store {
                 "SELECT seq, time, type, data FROM event WHERE job_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
             )?;
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            query
-                .query_map(params![id, after as i64, limit], |row| {
-                    let data: String = row.get(3)?;
-                    Ok(StoredEvent {
-                        seq: row.get::<_, i64>(0)? as u64,
-                        time: row.get(1)?,
-                        kind: row.get(2)?,
-                        data: serde_json::from_str(&data).unwrap_or(serde_json::Value::String(data)),
-                    })
-                })?
-                .collect()
+            query.query_map(params![id, after as i64, limit], job::read_event)?.collect()
         };
         read().map_err(|e| self.fault(e))
+    }
+
+    /// `seq` of the newest event of a job; 0 before the first.
+    pub fn last_event(&self, id: &str) -> Result<u64, Error> {
+        let query = "SELECT event_seq FROM job WHERE id = ?1";
+        let read = self.sql.query_row(query, [id], |row| row.get::<_, i64>(0)).optional();
+        Ok(read.map_err(|e| self.fault(e))?.unwrap_or_default() as u64)
+    }
+
+    /// The newest events of one type of a job, at most `limit`, oldest first.
+    pub fn events_of(&self, id: &str, kind: &str, limit: usize) -> Result<Vec<StoredEvent>, Error> {
+        let read = || -> rusqlite::Result<Vec<StoredEvent>> {
+            let mut query = self.sql.prepare_cached(
+                "SELECT seq, time, type, data FROM event WHERE job_id = ?1 AND type = ?2 \
+                 ORDER BY seq DESC LIMIT ?3",
+            )?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            query.query_map(params![id, kind, limit], job::read_event)?.collect()
+        };
+        let mut events = read().map_err(|e| self.fault(e))?;
+        events.reverse();
+        Ok(events)
     }
 
     /// Every change of a job's state, oldest first.

@@ -145,6 +145,8 @@ fn directories(jobs: &Path) -> Result<Vec<PathBuf>, Error> {
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<Result<Vec<_>, _>>()
         .map_err(Error::at("read", jobs))?;
+    // What is on its way out, as after an interrupted removal, is nobody's job.
+    paths.retain(|path| !path.file_name().unwrap_or_default().to_string_lossy().starts_with('.'));
     // Ids sort by time: the new store numbers the jobs in the order in which they were made.
     paths.sort();
     Ok(paths)

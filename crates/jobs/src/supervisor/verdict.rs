@@ -26,7 +26,7 @@ use crate::{Desired, State};
 pub const MAX_STALLS: u32 = 3;
 
 /// How long a job waits after trouble with its device or its files, the first, second and every later time.
-const BACK_OFF: [Duration; 3] = [Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(300)];
+const BACK_OFF: [Duration; 3] = [Duration::from_secs(10), Duration::from_mins(1), Duration::from_mins(5)];
 
 /// How a worker's process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,6 +273,16 @@ impl Ended<'_> {
             code: "worker_lost".to_owned(),
             message: format!("the worker ended {stalls} times in a row{past}; the last time it {how}"),
             hint: Some(hint.to_owned()),
+        }
+    }
+}
+
+impl Killed {
+    pub(super) fn words(self) -> String {
+        match self {
+            Self::Hung(silence) => format!("no sign of life for {}", words::span(silence)),
+            Self::Deaf => "did not stop as it was told".to_owned(),
+            Self::Drained => "is to write a checkpoint".to_owned(),
         }
     }
 }

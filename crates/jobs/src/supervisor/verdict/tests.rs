@@ -73,7 +73,7 @@ fn a_cancel_ends_the_job_however_the_worker_went() {
     for exit in
         [Exit::Code(75), Exit::Code(130), Exit::Code(69), Exit::Signal(9), Exit::Unknown, Exit::NotStarted]
     {
-        for killed in [None, Some(Killed::Deaf), Some(Killed::Hung(Duration::from_secs(300)))] {
+        for killed in [None, Some(Killed::Deaf), Some(Killed::Hung(Duration::from_mins(5)))] {
             let ended =
                 Ended { desired: Desired::Cancel, killed, stalls: 2, failure: Some(&memory), ..train(exit) };
             assert_eq!(row(&ended), (State::Cancelled, None, 2, None));
@@ -160,7 +160,7 @@ fn a_full_disk_pauses_the_job() {
 #[test]
 fn what_else_ends_a_worker_is_tried_three_times_unless_it_gets_on() {
     let io = failure("io", "io_error", "cannot read `x`: input/output error");
-    let hung = Some(Killed::Hung(Duration::from_secs(300)));
+    let hung = Some(Killed::Hung(Duration::from_mins(5)));
     for (exit, killed, told, class, words) in [
         (Exit::Signal(9), None, None, "worker_lost", "was killed by signal 9 (SIGKILL)"),
         (Exit::Signal(11), None, None, "worker_lost", "was killed by signal 11 (SIGSEGV)"),
