@@ -37,8 +37,10 @@ fn the_job_then_does_what_was_quoted() {
         "something is left"
     );
 
-    let ran = bench.run(&["train", "job.toml", "--epochs", "2", "--quiet"]);
-    assert_eq!(ran.code, 0, "{ran:?}");
+    let ran = bench.run(&["train", "job.toml", "--epochs", "2", "--quiet", "--price-per-million", "2.5"]);
+    ran.ok();
+    let said = format!("price: {:.4} for ", quote["costs"]["price"].as_f64().unwrap());
+    assert!(ran.stdout.contains(&said), "{said} not in {}", ran.stdout);
     let job = bench.only_job();
     let events: Vec<Value> = fs::read_to_string(job.join("events.jsonl"))
         .unwrap()
@@ -52,6 +54,12 @@ fn the_job_then_does_what_was_quoted() {
     assert_eq!(costs["trained_tokens"], sum("trained_tokens"));
     let result = crate::support::read_json(&job.join("result.json"));
     assert_eq!((&costs["tokens"], &costs["trained_tokens"]), (&result["tokens"], &result["trained_tokens"]));
+    assert!(costs["price"].as_f64().unwrap() > 0.0);
+    assert_eq!(
+        (&costs["price"], &costs["price_per_million"]),
+        (&result["price"], &result["price_per_million"])
+    );
+    assert_ne!(result["joules"].is_null(), result["joules_unknown"].is_null(), "{result}");
     assert_eq!(costs["steps"], of("step").len());
     assert_eq!(costs["steps"], of("plan")[0]["total_steps"]);
     assert_eq!((&plan["rows"], &costs["epochs"]), (&of("plan")[0]["train_examples"], &json!(2)));
@@ -99,6 +107,7 @@ fn what_the_job_would_refuse_is_refused() {
     quote(&["--set", "lora.rank=3"]).failed(65, "lora.rank");
     quote(&["--set", "data.train=none.jsonl"]).failed(65, "none.jsonl` does not exist");
     quote(&["--price-per-million", "-1"]).failed(2, "at least 0");
+    bench.run(&["train", "job.toml", "--price-per-million", "nan"]).failed(2, "at least 0");
     assert_eq!(quote(&["--json"]).json()["status"], "error");
     assert!(!bench.home().exists());
 }

@@ -2,6 +2,7 @@
 
 mod check;
 mod data;
+mod jobs;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -11,6 +12,9 @@ use tunesmith_train::Epochs;
 
 pub(crate) use check::{CheckArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
+pub(crate) use jobs::{
+    CreateArgs, DescribeArgs, DoctorArgs, ListArgs, LogsArgs, RemoveJobArgs, RetryArgs, WishArgs,
+};
 
 use crate::error::EXIT_CODES;
 use crate::spec;
@@ -24,6 +28,8 @@ use crate::spec;
     after_help = "Examples:
   tunesmith train configs/quickstart.toml
   tunesmith train job.toml --set lora.r=8 --epochs 2
+  tunesmith create support --base models/base --training-data tickets.jsonl
+  tunesmith describe support --watch
   tunesmith generate --base models/base --adapter out --prompt \"Where is my order?\"
   tunesmith adapter inspect out
 
@@ -43,12 +49,16 @@ fn long_help() -> String {
         "Examples:
   tunesmith train configs/quickstart.toml
   tunesmith train job.toml --set lora.r=8 --epochs 2
+  tunesmith create support --base models/base --training-data tickets.jsonl
+  tunesmith describe support --watch
   tunesmith generate --base models/base --adapter out --prompt \"Where is my order?\"
   tunesmith adapter inspect out
 
 Environment:
-  TUNESMITH_HOME  where jobs and tables are kept (default: `tunesmith` in the user's data directory)
-  NO_COLOR        no colours, when set
+  TUNESMITH_HOME          where jobs and tables are kept (default: `tunesmith` in the user's data directory)
+  TUNESMITH_SUPERVISOR    `off`: job commands start no `tunesmith serve` in the background
+  TUNESMITH_HANG_SECONDS  silence after which a running job is ended and run again (default: 300)
+  NO_COLOR                no colours, when set
 
 Exit codes:
 ",
@@ -72,6 +82,32 @@ pub(crate) enum Command {
     Data(DataCommand),
     /// Say what a job will take: tokens, steps, time, memory, disk, and its price if asked
     Quote(QuoteArgs),
+    /// Make a job, which goes on when this terminal is closed
+    Create(Box<CreateArgs>),
+    /// List the jobs, the newest first
+    Show(ListArgs),
+    /// Say how a job is: progress, losses, checkpoints, history
+    Describe(DescribeArgs),
+    /// Stop a job for good
+    #[command(after_help = "Example:
+  tunesmith cancel support --wait")]
+    Cancel(WishArgs),
+    /// Stop a job at a checkpoint, to go on later
+    #[command(after_help = "Example:
+  tunesmith pause support --wait")]
+    Pause(WishArgs),
+    /// Let a paused job go on from its checkpoint
+    #[command(after_help = "Example:
+  tunesmith resume support")]
+    Resume(WishArgs),
+    /// Make a new job of the same spec that goes on where one that is over stopped
+    Retry(RetryArgs),
+    /// Show what a job's worker wrote, or its events
+    Logs(LogsArgs),
+    /// Remove jobs with everything in their directories
+    Rm(RemoveJobArgs),
+    /// Check the store and every job directory, and say what is wrong and what to do
+    Doctor(DoctorArgs),
     /// Look into adapters
     #[command(subcommand)]
     Adapter(AdapterCommand),
@@ -81,6 +117,8 @@ pub(crate) enum Command {
     /// Run one stage of a job in its directory; exit codes as `--help` lists them
     #[command(hide = true)]
     Worker(WorkerArgs),
+    /// Look after the jobs of the workspace: start them, watch them, go on after crashes
+    Serve(ServeArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example:
   tunesmith completions bash > ~/.local/share/bash-completion/completions/tunesmith")]
@@ -133,6 +171,9 @@ pub(crate) struct TrainArgs {
     /// What overrides the file.
     #[command(flatten)]
     pub(crate) overrides: Overrides,
+    /// Price of a million training tokens, in any currency: the result then has the price of the run
+    #[arg(long, value_name = "X", value_parser = check::price, allow_negative_numbers = true)]
+    pub(crate) price_per_million: Option<f64>,
     /// Print one JSON object to standard output and nothing else
     #[arg(long)]
     pub(crate) json: bool,
@@ -159,6 +200,30 @@ pub(crate) enum Stage {
     Prepare,
     /// Train on the frozen rows
     Train,
+}
+
+/// `tunesmith serve`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tunesmith serve
+  tunesmith serve --device cuda:0 --device cuda:1
+  tunesmith serve --drain
+
+Job commands start one in the background where none runs, which goes when there is nothing to do;
+TUNESMITH_SUPERVISOR=off leaves that to you. A workspace has one: a second ends with exit code 69.
+Workers outlive it: Ctrl-C or SIGTERM ends it within seconds, and the next one finds them again.
+A worker that gives no sign of life for TUNESMITH_HANG_SECONDS (default 300) is ended and run again.
+What it does is written to `supervisor.log` in the workspace.")]
+pub(crate) struct ServeArgs {
+    /// Where jobs may compute, one job at a time on each; may be repeated (default: every device)
+    #[arg(long, value_name = "DEVICE", value_parser = one_device)]
+    pub(crate) device: Vec<String>,
+    /// At the end, ask running jobs for a checkpoint and wait for it; they go on at the next start
+    #[arg(long)]
+    pub(crate) drain: bool,
+    /// Started by a command: goes after so many seconds with nothing to do
+    #[arg(long, value_name = "SECONDS", hide = true)]
+    pub(crate) idle_exit: Option<u64>,
 }
 
 /// How a base model given by its repo id is found.
@@ -261,15 +326,33 @@ impl Command {
             Self::Generate(args) => args.json,
             Self::Quote(args) => args.json,
             Self::Data(command) => command.json(),
+            Self::Create(args) => args.json,
+            Self::Show(args) => args.json,
+            Self::Describe(args) => args.json,
+            Self::Cancel(args) | Self::Pause(args) | Self::Resume(args) => args.json,
+            Self::Retry(args) => args.json,
+            Self::Logs(args) => args.json,
+            Self::Rm(args) => args.json,
+            Self::Doctor(args) => args.json,
             Self::Adapter(AdapterCommand::Inspect { json, .. })
             | Self::Config(ConfigCommand::Show { json, .. }) => *json,
-            Self::Config(ConfigCommand::Schema) | Self::Worker(_) | Self::Completions { .. } => false,
+            Self::Config(ConfigCommand::Schema)
+            | Self::Worker(_)
+            | Self::Serve(_)
+            | Self::Completions { .. } => false,
         }
     }
 }
 
 fn device(text: &str) -> Result<String, String> {
     if spec::is_device(text) { Ok(text.to_owned()) } else { Err(format!("expected {}", spec::DEVICES)) }
+}
+
+fn one_device(text: &str) -> Result<String, String> {
+    match device(text) {
+        Ok(device) if device != "auto" => Ok(device),
+        _ => Err("expected cpu or cuda:N".to_owned()),
+    }
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

@@ -52,6 +52,15 @@ impl Energy {
     }
 }
 
+/// Joules of the CPU since `energy` started counting, or why they are not known: nothing counts those of a GPU.
+pub(crate) fn joules_of(device: &str, energy: Result<Energy, String>) -> (Option<f64>, Option<String>) {
+    let joules = match device {
+        "cpu" | "auto" => energy.and_then(|energy| energy.joules()),
+        gpu => Err(format!("the energy of `{gpu}` is not measured")),
+    };
+    (joules.as_ref().ok().copied(), joules.err())
+}
+
 fn number(path: &Path) -> Result<u64, String> {
     let text = fs::read_to_string(path).map_err(|e| {
         format!("`{}` cannot be read ({})", path.display(), tunesmith_jobs::dir::io_words(&e))
@@ -94,6 +103,14 @@ mod tests {
         set("intel-rapl:1", "none");
         assert!(energy.joules().unwrap_err().ends_with("holds no number"));
         assert!(Energy::start_in(&dir.path().join("nowhere")).is_err());
+    }
+
+    #[test]
+    fn joules_are_known_or_the_reason_is() {
+        let (joules, why) = joules_of("cuda:1", Energy::start());
+        assert_eq!((joules, why.as_deref()), (None, Some("the energy of `cuda:1` is not measured")));
+        assert_eq!(joules_of("cpu", Err("no".to_owned())), (None, Some("no".to_owned())));
+        assert_eq!(joules_of("auto", Ok(Energy { packages: Vec::new() })), (Some(0.0), None));
     }
 
     #[test]

@@ -35,6 +35,16 @@ pub enum CliError {
     /// The device asked for is not there.
     #[error("{0}")]
     Device(String),
+    /// What is asked for is taken.
+    #[error("{message}")]
+    Unavailable {
+        /// One of the service's error codes.
+        code: &'static str,
+        /// What, and by whom.
+        message: String,
+        /// What may help.
+        hint: Option<String>,
+    },
     /// The job directory could not be written or read.
     #[error(transparent)]
     Jobs(#[from] tunesmith_jobs::Error),
@@ -86,14 +96,29 @@ pub const EXIT_CODES: [(u8, &str); 8] = [
     (2, "the command line is wrong"),
     (
         BAD_DATA,
-        "the job file, data, model or adapter is wrong, or the loss stopped being a number; the same input fails again",
+        "the job file, data, model or adapter is wrong, or the loss stopped being a number; the same input fails again; \
+         a request that comes too late for its job; `data check` or `doctor` found something",
     ),
-    (69, "the device asked for is not there, or its memory is too small"),
+    (
+        69,
+        "the device asked for is not there, or its memory is too small; or the workspace has a `serve` already",
+    ),
     (70, "internal error: a bug"),
     (74, "a file could not be read or written: disk full, no permission"),
     (GO_ON, "checkpointed; run it again to go on"),
-    (130, "stopped by Ctrl-C"),
+    (130, "stopped by Ctrl-C, or the job was cancelled"),
 ];
+
+/// The exit code of a cause class, be it this process's or that of a job that failed elsewhere.
+pub fn class_exit_code(class: &str) -> u8 {
+    match class {
+        "io" => 74,
+        "device" | "memory" => 69,
+        "internal" | "worker_lost" => 70,
+        "cancelled" => 130,
+        _ => BAD_DATA,
+    }
+}
 
 impl CliError {
     /// The error of a panic: its own message.
@@ -152,12 +177,7 @@ impl CliError {
             Self::Usage { .. } | Self::Spec(SpecError::Set { .. }) => 2,
             Self::Cancelled => 130,
             Self::Paused => GO_ON,
-            _ => match self.class() {
-                "io" => 74,
-                "device" | "memory" => 69,
-                "internal" => 70,
-                _ => BAD_DATA,
-            },
+            _ => class_exit_code(self.class()),
         }
     }
 
@@ -181,7 +201,9 @@ impl CliError {
             Self::Spec(_) => ("data", "invalid_config"),
             Self::Input { code, .. } => ("data", code),
             Self::Device(_) => ("device", "device_missing"),
-            Self::Jobs(_) | Self::Io { .. } => ("io", "io_error"),
+            Self::Unavailable { code, .. } => ("device", code),
+            Self::Jobs(e) => jobs_kind(e),
+            Self::Io { .. } => ("io", "io_error"),
             Self::Model(e) | Self::Infer(tunesmith_infer::Error::Model(e)) => model_kind(e),
             Self::Data(tunesmith_data::Error::Table(e)) => table_kind(e),
             Self::Data(e) => data_kind(e),
@@ -198,7 +220,9 @@ impl CliError {
     pub fn hint(&self) -> Option<String> {
         let full = "free some space, or set TUNESMITH_HOME to a directory on another disk";
         match self {
-            Self::Usage { hint, .. } | Self::Input { hint, .. } => hint.clone(),
+            Self::Usage { hint, .. } | Self::Input { hint, .. } | Self::Unavailable { hint, .. } => {
+                hint.clone()
+            }
             Self::Spec(SpecError::Problems(_)) => {
                 Some("`tunesmith config schema` lists every key and what it accepts".to_owned())
             }
@@ -211,6 +235,11 @@ impl CliError {
                     .to_owned(),
             ),
             _ if self.code() == "disk_full" => Some(full.to_owned()),
+            Self::Jobs(tunesmith_jobs::Error::NoJob { .. } | tunesmith_jobs::Error::Ambiguous { .. }) => None,
+            Self::Jobs(tunesmith_jobs::Error::Refused { .. }) => None,
+            Self::Jobs(tunesmith_jobs::Error::Corrupt { .. }) => {
+                Some("`tunesmith doctor` says what is damaged and what to do".to_owned())
+            }
             Self::Jobs(_) => Some("TUNESMITH_HOME chooses the directory that jobs are kept in".to_owned()),
             Self::Internal(_) => Some("please report this with the command and the job file".to_owned()),
             _ => None,
@@ -232,6 +261,16 @@ impl CliError {
         }
         // One vocabulary for what a file system says, whichever crate met it.
         self.cause().map_or(text.clone(), |e| text.replace(&e.to_string(), &io_words(e)))
+    }
+}
+
+fn jobs_kind(error: &tunesmith_jobs::Error) -> (&'static str, &'static str) {
+    use tunesmith_jobs::Error;
+    match error {
+        Error::NoJob { .. } => ("data", "unknown_job"),
+        Error::Ambiguous { .. } => ("data", "ambiguous_job"),
+        Error::Refused { code, .. } => ("data", code),
+        _ => ("io", "io_error"),
     }
 }
 

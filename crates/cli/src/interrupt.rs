@@ -1,20 +1,34 @@
 //! Ctrl-C and termination: the first asks the work to stop at the next good place, the second ends the process.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::engine::{Stop, StopFlag};
 use crate::error::CliError;
 use crate::out;
 
-/// Installs the handler; the flag it returns turns true at the first signal.
+/// Whom a signal is for.
+struct Handler {
+    /// Asks the work to stop; whether it was asked before.
+    ask: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// What is said then.
+    stopping: &'static str,
+    /// Exit code of the second signal.
+    code: u8,
+}
+
+/// Whom the next signal is for.
+static CURRENT: Mutex<Option<Handler>> = Mutex::new(None);
+
+/// Installs the handler; the flag it returns turns true at the first signal from now on. A later call is for what a
+/// command does next.
 ///
 /// # Errors
 /// [`CliError::Internal`] when the operating system refuses a handler.
 pub(crate) fn install(stopping: &'static str) -> Result<Arc<AtomicBool>, CliError> {
     let flag = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&flag);
-    handle(stopping, 130, move || seen.swap(true, Ordering::Relaxed))?;
+    handle(Handler { ask: Arc::new(move || seen.swap(true, Ordering::Relaxed)), stopping, code: 130 })?;
     Ok(flag)
 }
 
@@ -25,22 +39,25 @@ pub(crate) fn install(stopping: &'static str) -> Result<Arc<AtomicBool>, CliErro
 pub(crate) fn install_stop(stopping: &'static str, stop: Stop, code: u8) -> Result<Arc<StopFlag>, CliError> {
     let flag = Arc::new(StopFlag::default());
     let seen = Arc::clone(&flag);
-    handle(stopping, code, move || seen.signal(stop) != Stop::None)?;
+    handle(Handler { ask: Arc::new(move || seen.signal(stop) != Stop::None), stopping, code })?;
     Ok(flag)
 }
 
-/// At a signal `again` says whether there was one before.
-fn handle(
-    stopping: &'static str,
-    code: u8,
-    again: impl Fn() -> bool + Send + 'static,
-) -> Result<(), CliError> {
-    let handler = move || {
-        if again() {
-            #[expect(clippy::exit, reason = "a second signal means now: nothing may be waited for")]
-            std::process::exit(code.into());
-        }
-        out::note(stopping);
-    };
-    ctrlc::set_handler(handler).map_err(|e| CliError::Internal(format!("cannot handle Ctrl-C: {e}")))
+fn handle(handler: Handler) -> Result<(), CliError> {
+    let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+    if current.replace(handler).is_none() {
+        ctrlc::set_handler(signalled)
+            .map_err(|e| CliError::Internal(format!("cannot handle Ctrl-C: {e}")))?;
+    }
+    Ok(())
+}
+
+fn signalled() {
+    let current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(Handler { ask, stopping, code }) = &*current else { return };
+    if ask() {
+        #[expect(clippy::exit, reason = "a second signal means now: nothing may be waited for")]
+        std::process::exit((*code).into());
+    }
+    out::note(stopping);
 }

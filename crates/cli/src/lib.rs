@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::json;
+use tunesmith_jobs::Desired;
 
 use args::{AdapterCommand, Cli, Command};
 use commands::train::Failed;
@@ -61,6 +62,17 @@ fn dispatch(command: &Command) -> Result<ExitCode, Failed> {
             }
         }
         Command::Worker(args) => return Ok(commands::worker::run(args)),
+        Command::Serve(args) => commands::serve::run(args)?,
+        Command::Create(args) => return Ok(commands::jobs::create(args)?),
+        Command::Show(args) => commands::jobs::list(args)?,
+        Command::Describe(args) => return Ok(commands::jobs::describe(args)?),
+        Command::Cancel(args) => commands::jobs::request(Desired::Cancel, args)?,
+        Command::Pause(args) => commands::jobs::request(Desired::Pause, args)?,
+        Command::Resume(args) => commands::jobs::request(Desired::Run, args)?,
+        Command::Retry(args) => commands::jobs::retry(args)?,
+        Command::Logs(args) => commands::jobs::logs(args)?,
+        Command::Rm(args) => commands::jobs::remove(args)?,
+        Command::Doctor(args) => return Ok(commands::jobs::doctor(args)?),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "tunesmith", &mut script);

@@ -45,6 +45,14 @@ pub(crate) fn json(value: &impl serde::Serialize) -> Result<(), CliError> {
     line(&text)
 }
 
+/// Writes a JSON value to standard output as one line.
+///
+/// # Errors
+/// As [`json`].
+pub(crate) fn json_line(value: &impl serde::Serialize) -> Result<(), CliError> {
+    line(&serde_json::to_string(value).map_err(|e| CliError::Internal(e.to_string()))?)
+}
+
 /// Whether the reader of standard output has gone, so that making more output is wasted.
 pub(crate) fn stdout_closed() -> bool {
     STDOUT_CLOSED.load(Ordering::Relaxed)
@@ -58,12 +66,17 @@ pub(crate) fn note(text: &str) {
 
 /// Prints an error and its hint to standard error.
 pub(crate) fn error(error: &CliError) {
+    failure(&error.message(), error.hint().as_deref());
+}
+
+/// Prints what went wrong, here or in a job, and what may help.
+pub(crate) fn failure(message: &str, hint: Option<&str>) {
     let (red, cyan, plain) =
         if colours() { ("\u{1b}[1;31m", "\u{1b}[1;36m", "\u{1b}[0m") } else { ("", "", "") };
-    for line in error.message().lines() {
+    for line in message.lines() {
         note(&format!("{red}error:{plain} {line}"));
     }
-    if let Some(hint) = error.hint() {
+    if let Some(hint) = hint {
         note(&format!("{cyan}hint:{plain} {hint}"));
     }
 }

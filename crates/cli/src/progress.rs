@@ -180,7 +180,8 @@ impl Progress {
     }
 }
 
-fn new_bar(length: u64, template: &str) -> ProgressBar {
+/// A bar on standard error.
+pub(crate) fn new_bar(length: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(10));
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));

@@ -106,7 +106,8 @@ fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     Err(error.split_once("expected").map_or(error.clone(), |(_, expected)| format!("expected{expected}")))
 }
 
-fn price(text: &str) -> Result<f64, String> {
+/// A price.
+pub(super) fn price(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(price) if price.is_finite() && price >= 0.0 => Ok(price),
         _ => Err("expected a number of at least 0".to_owned()),

@@ -32,7 +32,7 @@ fn text(quote: &Quote) -> String {
         let _ = writeln!(text, "{what:<16}{value}");
     };
     let epochs = |n: usize| if n == 1 { "1 epoch".to_owned() } else { format!("{n} epochs") };
-    let rows = |n: usize| format!("{} {}", thousands(n), if n == 1 { "row" } else { "rows" });
+    let rows = count_rows;
     say(
         "rows",
         format!("{} to train on, {} held out", thousands(plan.rows), thousands(plan.validation_rows)),
@@ -83,8 +83,13 @@ fn text(quote: &Quote) -> String {
     text
 }
 
+/// `1 row`, `2,000 rows`.
+pub(super) fn count_rows(n: usize) -> String {
+    format!("{} {}", thousands(n), if n == 1 { "row" } else { "rows" })
+}
+
 /// `1234567` as `1.2 MiB`.
-fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     let (mut value, mut unit) = (n as f64, "B");
     for larger in ["KiB", "MiB", "GiB", "TiB"] {
         if value < 1024.0 {

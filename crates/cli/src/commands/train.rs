@@ -11,6 +11,8 @@ use crate::commands::deliver::{deliver, refuse_existing};
 use crate::commands::{generate::missing, load};
 use crate::engine::{self, Run, Stop};
 use crate::error::CliError;
+use crate::progress::thousands;
+use crate::quote::Costs;
 use crate::spec::JobSpec;
 use crate::{interrupt, out};
 use tunesmith_jobs::dir::{self as jobdir, Failure, JobDir, JobResult, Status, rfc3339_now};
@@ -55,6 +57,10 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
     let mut result = run.result;
     result.finished_at = rfc3339_now();
     result.seconds = started.elapsed().as_secs_f64();
+    // Every token of the steps that were taken, as a quote counts them.
+    let costs = Costs::counted(result.tokens, result.trained_tokens, spec.train.epochs, result.steps);
+    let costs = costs.priced(args.price_per_million);
+    (result.price_per_million, result.price) = (costs.price_per_million, costs.price);
     result.status = match &outcome {
         Ok(()) => Status::Success,
         Err(CliError::Cancelled) => Status::Cancelled,
@@ -132,6 +138,19 @@ pub(super) fn preflight(spec: &JobSpec) -> Result<(), CliError> {
             Err(source) => return Err(CliError::Io { action: "read", path: path.to_owned(), source }),
         }
     }
+    check_output(spec)
+}
+
+/// [`preflight`] of a job that is made again: rows that are frozen need no source.
+pub(super) fn preflight_again(spec: &JobSpec, reads: bool) -> Result<(), CliError> {
+    if reads {
+        return preflight(spec);
+    }
+    engine::check_device(&spec.device)?;
+    check_output(spec)
+}
+
+fn check_output(spec: &JobSpec) -> Result<(), CliError> {
     if let Some(output) = &spec.output {
         refuse_existing(output)?;
         if let Some(parent) = output.parent() {
@@ -152,7 +171,7 @@ fn with_hint(error: CliError, hint: &str) -> CliError {
 }
 
 /// What a person sees at the end.
-fn report(result: &JobResult) -> Result<(), CliError> {
+pub(super) fn report(result: &JobResult) -> Result<(), CliError> {
     for preview in &result.previews {
         out::line(&format!("held-out row {}: {}", preview.line, indent(&preview.prompt)))?;
         out::line(&format!("  expected: {}", indent(&preview.expected)))?;
@@ -161,6 +180,13 @@ fn report(result: &JobResult) -> Result<(), CliError> {
     }
     if let (Some(before), Some(after)) = (result.initial_validation_loss, result.validation_loss) {
         out::line(&format!("validation loss: {before:.4} before, {after:.4} after"))?;
+    }
+    if let (Some(price), Some(per_million)) = (result.price, result.price_per_million) {
+        let tokens = thousands(result.tokens);
+        out::line(&format!("price: {price:.4} for {tokens} tokens ({per_million} a million)"))?;
+    }
+    if let Some(joules) = result.joules {
+        out::line(&format!("energy: {:.1} Wh of the CPU", joules / 3600.0))?;
     }
     match &result.adapter {
         Some(path) => out::line(&format!("adapter: {}", path.display())),

@@ -32,6 +32,12 @@ pub fn check(device: &str) -> Result<(), CliError> {
     ordinal(device).map_or(Ok(()), |ordinal| check_cuda(device, ordinal))
 }
 
+/// Every device that can be used: `cpu`, then the GPUs.
+pub fn all() -> Vec<String> {
+    let gpus = (0..).map(|n| format!("cuda:{n}")).take_while(|device| check(device).is_ok());
+    std::iter::once("cpu".to_owned()).chain(gpus).collect()
+}
+
 /// The number of a GPU, which the spec has checked to be one.
 fn ordinal(device: &str) -> Option<usize> {
     device.strip_prefix("cuda:").and_then(|n| n.parse().ok())

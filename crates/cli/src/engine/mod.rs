@@ -27,7 +27,7 @@ use crate::spec::{JobSpec, is_repo_id};
 use tunesmith_jobs::dir::{EventLog, JobDir, JobResult};
 
 pub use check::{CheckRequest, Checked, check};
-pub use device::check as check_device;
+pub use device::{all as devices, check as check_device};
 pub use generate::generate;
 pub use quote::quote;
 pub(crate) use source::{absolute, is_plain_path, tables_path};

@@ -131,11 +131,7 @@ impl Work for Measuring<'_, '_> {
             }
         }
         let seconds = started.elapsed().as_secs_f64();
-        let joules = energy.and_then(|energy| energy.joules());
-        let joules = match spec.device.as_str() {
-            "cpu" | "auto" => joules,
-            gpu => Err(format!("the energy of `{gpu}` is not measured")),
-        };
+        let (joules, joules_unknown) = energy::joules_of(&spec.device, energy);
         let (evaluated_tokens, evaluation_seconds) = evaluate(run, &mut trainer, parts, time)?;
         Ok(Measured {
             steps,
@@ -144,8 +140,8 @@ impl Work for Measuring<'_, '_> {
             evaluated_tokens,
             evaluation_seconds,
             load_seconds,
-            joules: joules.as_ref().ok().copied(),
-            joules_unknown: joules.err(),
+            joules,
+            joules_unknown,
             peak_bytes: energy::peak_bytes(),
         })
     }

@@ -122,26 +122,59 @@ pub(super) type Values = BTreeMap<&'static str, (Value, Origin)>;
 /// Everything that is wrong with keys and values, in one [`SpecError::Problems`]; the other variants stop at the
 /// first trouble.
 pub fn load(path: &Path, sets: &[String], flags: &[Assignment], cwd: &Path) -> Result<Loaded, SpecError> {
-    let bytes = std::fs::read(path).map_err(|source| SpecError::Read { path: path.to_owned(), source })?;
-    let text = std::str::from_utf8(&bytes)
-        .map_err(|e| SpecError::NotUtf8 { path: path.to_owned(), line: line_of(&bytes, e.valid_up_to()) })?;
-    // Editors on Windows put a byte order mark first.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let root = DeTable::parse(text).map_err(|e| SpecError::Syntax {
-        path: path.to_owned(),
-        line: line_of(text.as_bytes(), e.span().map_or(text.len(), |s| s.start)),
-        message: e.message().replace('\n', ", "),
-    })?;
+    load_over(Some(path), sets, flags, cwd)
+}
 
+/// [`load`] with or without a job file.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_over(
+    file: Option<&Path>,
+    sets: &[String],
+    flags: &[Assignment],
+    cwd: &Path,
+) -> Result<Loaded, SpecError> {
     let mut merge = Merge::new();
-    merge.table("", root.get_ref(), &Source::File { path, text });
+    if let Some(path) = file {
+        merge.file(path)?;
+    }
     for set in sets {
         merge.set(set)?;
     }
     for flag in flags {
         merge.assign(flag.key, &flag.value, Origin::Flag(flag.flag));
     }
-    merge.finish(path, cwd)
+    merge.finish(file, cwd)
+}
+
+/// The longest name of a job, in characters.
+const LONGEST_NAME: usize = 64;
+
+/// Whether a text may name a job: it is shown to people and is never the name of a file.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_name(text: &str) -> Result<(), String> {
+    if text.trim().is_empty() {
+        return Err("must not be empty".to_owned());
+    }
+    if text.chars().any(char::is_control) {
+        return Err("must not hold control characters such as line ends".to_owned());
+    }
+    match text.chars().count() {
+        long if long > LONGEST_NAME => {
+            Err(format!("must have at most {LONGEST_NAME} characters, and this has {long}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The name of a job that nobody named: that of its file, as far as it may be one.
+fn name_of_file(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let name: String = stem.chars().filter(|c| !c.is_control()).take(LONGEST_NAME).collect();
+    if check_name(&name).is_ok() { name } else { "job".to_owned() }
 }
 
 /// What a table is read from.
@@ -170,6 +203,25 @@ impl Merge {
         let default = |k: &Key| keys::get(&defaults, k.path).cloned().unwrap_or_default();
         let values = KEYS.iter().map(|k| (k.path, (default(k), Origin::Default))).collect();
         Self { values, problems: Vec::new() }
+    }
+
+    /// Reads a job file.
+    fn file(&mut self, path: &Path) -> Result<(), SpecError> {
+        let bytes =
+            std::fs::read(path).map_err(|source| SpecError::Read { path: path.to_owned(), source })?;
+        let text = std::str::from_utf8(&bytes).map_err(|e| SpecError::NotUtf8 {
+            path: path.to_owned(),
+            line: line_of(&bytes, e.valid_up_to()),
+        })?;
+        // Editors on Windows put a byte order mark first.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let root = DeTable::parse(text).map_err(|e| SpecError::Syntax {
+            path: path.to_owned(),
+            line: line_of(text.as_bytes(), e.span().map_or(text.len(), |s| s.start)),
+            message: e.message().replace('\n', ", "),
+        })?;
+        self.table("", root.get_ref(), &Source::File { path, text });
+        Ok(())
     }
 
     fn problem(&mut self, origin: Origin, message: String) {
@@ -243,12 +295,13 @@ impl Merge {
         self.values.insert(path, (value, origin));
     }
 
-    fn finish(mut self, path: &Path, cwd: &Path) -> Result<Loaded, SpecError> {
+    fn finish(mut self, file: Option<&Path>, cwd: &Path) -> Result<Loaded, SpecError> {
+        let whole = || file.map_or(Origin::Default, |path| Origin::File(path.to_owned(), 1));
         for key in KEYS.iter().filter(|k| k.required) {
             let tried = self.problems.iter().any(|p| p.message.contains(&format!("`{}`", key.path)));
             if self.values[key.path].1 == Origin::Default && !tried {
                 let message = format!("missing key `{}`: {}", key.path, key.doc);
-                self.problem(Origin::File(path.to_owned(), 1), message);
+                self.problem(whole(), message);
             }
         }
         for (path, message) in check::together(&self.values) {
@@ -267,14 +320,14 @@ impl Merge {
             }
         }
         let spec: Result<JobSpec, _> = serde_json::from_value(root);
-        let mut spec = spec.map_err(|e| one(Origin::File(path.to_owned(), 1), e.to_string()))?;
-        self.resolve(&mut spec, path, cwd)?;
+        let mut spec = spec.map_err(|e| one(whole(), e.to_string()))?;
+        self.resolve(&mut spec, file, cwd)?;
         let origins = self.values.into_iter().map(|(path, (_, origin))| (path, origin)).collect();
         Ok(Loaded { spec, origins })
     }
 
     /// Makes paths absolute and fills in what depends on other keys.
-    fn resolve(&self, spec: &mut JobSpec, path: &Path, cwd: &Path) -> Result<(), SpecError> {
+    fn resolve(&self, spec: &mut JobSpec, file: Option<&Path>, cwd: &Path) -> Result<(), SpecError> {
         let origin = |key: &str| self.values[key].1.clone();
         spec.data.train = crate::engine::absolute(&spec.data.train, cwd);
         spec.data.validation = spec.data.validation.as_ref().map(|uri| crate::engine::absolute(uri, cwd));
@@ -282,8 +335,9 @@ impl Merge {
         if spec.data.validation.is_some() {
             spec.data.validation_split = 0.0;
         }
-        if spec.name.is_none() {
-            spec.name = path.file_stem().map(|s| s.to_string_lossy().into_owned());
+        match &spec.name {
+            Some(name) => check_name(name).map_err(|e| one(origin("name"), format!("`name`: {e}")))?,
+            None => spec.name = file.map(name_of_file),
         }
 
         let dir = cwd.join(&spec.base);

@@ -15,7 +15,7 @@ use tunesmith_model::peft::LoraConfig;
 use tunesmith_train::TrainConfig;
 
 pub use check::{DEVICES, is_device};
-pub use load::{Assignment, Loaded, Origin, Problem, SpecError, is_repo_id, load};
+pub use load::{Assignment, Loaded, Origin, Problem, SpecError, check_name, is_repo_id, load, load_over};
 pub use schema::{schema, schema_text};
 pub use show::show;
 

@@ -90,6 +90,18 @@ pub struct JobResult {
     /// Tokens of all steps that counted in the loss.
     #[serde(default)]
     pub trained_tokens: usize,
+    /// What a million training tokens cost, if that was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_per_million: Option<f64>,
+    /// What `tokens` cost at that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<f64>,
+    /// Energy of the CPU packages during steps and evaluations, in joules, of everything that ran on the machine then.
+    #[serde(default)]
+    pub joules: Option<f64>,
+    /// Why the energy is not known; absent too when no training began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joules_unknown: Option<String>,
     /// Loss of the last epoch's steps, weighted by their trained tokens; of the last step when it did not finish.
     pub train_loss: Option<f64>,
     /// Loss on the held-out rows before the first step.
@@ -124,6 +136,10 @@ impl JobResult {
             total_steps: 0,
             tokens: 0,
             trained_tokens: 0,
+            price_per_million: None,
+            price: None,
+            joules: None,
+            joules_unknown: None,
             train_loss: None,
             initial_validation_loss: None,
             validation_loss: None,

@@ -24,7 +24,7 @@ use tunesmith_model::peft::PeftConfig;
 
 use crate::Error;
 
-pub use read::{Found, latest};
+pub use read::{Found, latest, verify};
 pub use retention::{Kept, Limits, excess, remove, sweep};
 pub use write::{Written, write};
 pub use writer::{CheckpointWriter, Hook};

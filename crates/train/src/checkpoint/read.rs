@@ -70,6 +70,21 @@ pub fn latest(dir: &Path, layout: &AdapterLayout, fingerprint: &str) -> Result<F
     Ok(found)
 }
 
+/// Checks that a checkpoint is what was written, whichever run it is of.
+///
+/// # Errors
+/// A sentence about what is damaged.
+pub fn verify(path: &Path) -> Result<(), Error> {
+    let sound = Manifest::read(path).and_then(|manifest| manifest.verify(path));
+    sound.map_err(|unusable| match unusable {
+        Unusable::Damaged(problem) => Error::checkpoint(path, format!("is damaged: {problem}")),
+        Unusable::Newer(version) => Error::checkpoint(
+            path,
+            format!("is of format {version}, which a later version of tunesmith wrote"),
+        ),
+    })
+}
+
 /// What a checkpoint holds; nothing if it is of another run.
 fn load(
     path: &Path,

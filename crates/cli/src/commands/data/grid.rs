@@ -14,14 +14,14 @@ const NARROWEST: usize = 6;
 const LONGEST: usize = 1000;
 
 /// Columns of the terminal; `COLUMNS` or 100 where there is none.
-pub(super) fn width() -> usize {
+pub(in crate::commands) fn width() -> usize {
     let terminal = Term::stdout().size_checked().map(|(_, columns)| usize::from(columns));
     let said = || std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
     terminal.or_else(said).unwrap_or(100).max(20)
 }
 
 /// Cells a text takes.
-pub(super) fn measure(text: &str) -> usize {
+pub(in crate::commands) fn measure(text: &str) -> usize {
     measure_text_width(text)
 }
 
@@ -34,14 +34,18 @@ pub(super) fn cell(value: Option<&Value>) -> String {
     }
 }
 
+/// A text in one line, with nothing that a terminal would obey, cut where it is very long.
+pub(in crate::commands) fn plain(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => escape(&text[..end]) + "…",
+        None => escape(text),
+    }
+}
+
 /// A text in one line, with nothing that a terminal would obey.
-pub(super) fn plain(text: &str) -> String {
-    let mut out = String::with_capacity(text.len().min(LONGEST));
-    for (i, c) in text.chars().enumerate() {
-        if i == LONGEST {
-            out.push('…');
-            break;
-        }
+pub(in crate::commands) fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
         match c {
             '\n' => out.push_str("\\n"),
             // Also the marks that turn the direction of writing, which can make a text look like another.
@@ -56,12 +60,25 @@ pub(super) fn plain(text: &str) -> String {
 
 /// A header and rows of as many cells, cut to a width; columns that have no room are counted below.
 pub(super) fn table(header: &[String], rows: &[Vec<String>], width: usize) -> String {
+    table_with(header, rows, width, 0)
+}
+
+/// [`table`] in which the first `whole` columns are never cut.
+pub(in crate::commands) fn table_with(
+    header: &[String],
+    rows: &[Vec<String>],
+    width: usize,
+    whole: usize,
+) -> String {
     let header: Vec<String> = header.iter().map(|name| plain(name)).collect();
-    let shown = header.len().min((width + GAP) / (NARROWEST + GAP)).max(1);
-    let mut widths: Vec<usize> = (0..shown.min(header.len()))
+    let mut widths: Vec<usize> = (0..header.len())
         .map(|i| rows.iter().map(|row| measure(&row[i])).chain([measure(&header[i])]).max().unwrap_or(0))
         .collect();
-    fit(&mut widths, width);
+    let whole = whole.min(widths.len());
+    let room = width.saturating_sub(widths[..whole].iter().map(|width| width + GAP).sum());
+    let shown = (whole + (room + GAP) / (NARROWEST + GAP)).max(1);
+    widths.truncate(shown);
+    fit(&mut widths[whole..], room);
     let line = |cells: &[String]| {
         let cut = cells.iter().zip(&widths).map(|(cell, &width)| {
             let text = truncate_str(cell, width, "…");
@@ -122,6 +139,18 @@ mod tests {
             table(&header, &rows, 30),
             "id  prompt        completion\n──  ────────────  ────────────\n1   xxxxxxxxxxx…  short\n2   日本語のテ…   yyyyyyyyyyy…\n"
         );
+    }
+
+    #[test]
+    fn a_column_that_is_to_stay_whole_is_never_cut() {
+        let header = row(&["id", "name", "reason"]);
+        let rows = [row(&["ftjob-0123456789", &"n".repeat(40), &"r".repeat(40)])];
+        for width in [20, 30, 40, 80] {
+            let text = table_with(&header, &rows, width, 1);
+            assert!(text.lines().nth(2).unwrap().starts_with("ftjob-0123456789"), "{width}\n{text}");
+            assert!(text.lines().take(3).all(|line| measure(line) <= width), "{width}\n{text}");
+        }
+        assert!(table_with(&header, &rows, 20, 1).ends_with("… and 2 more columns: name, reason\n"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `tunesmith data`: tables and SQL.
 
-mod grid;
+pub(super) mod grid;
 mod load;
 mod remove;
 mod show;

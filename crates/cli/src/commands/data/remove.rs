@@ -1,10 +1,8 @@
 //! `tunesmith data rm`.
 
-use std::io::{BufRead as _, IsTerminal as _};
-use std::path::PathBuf;
-
 use super::{count, tables};
 use crate::args::RemoveArgs;
+use crate::commands::confirm;
 use crate::error::CliError;
 use crate::out;
 
@@ -21,7 +19,7 @@ pub(super) fn run(args: &RemoveArgs) -> Result<(), CliError> {
             let (snapshots, rows) = own.fold((0, 0), |(n, rows), s| (n + 1, rows + s.rows));
             (format!("{} with {}", found.name, count(snapshots, "snapshot", "snapshots")), rows)
         };
-        if !confirm(&format!("remove {what}, {}? [y/N]", count(rows, "row", "rows")))? {
+        if !confirm(&format!("remove {what}, {}? [y/N]", count(rows, "row", "rows")), "remove")? {
             out::note("nothing was removed");
             return Ok(());
         }
@@ -31,22 +29,4 @@ pub(super) fn run(args: &RemoveArgs) -> Result<(), CliError> {
         return out::json(&removed);
     }
     removed.iter().try_for_each(|s| out::line(&format!("removed {}", s.label())))
-}
-
-fn confirm(question: &str) -> Result<bool, CliError> {
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() || !std::io::stderr().is_terminal() {
-        return Err(CliError::Usage {
-            message: "there is no terminal to ask on".to_owned(),
-            hint: Some("add -y to remove without being asked".to_owned()),
-        });
-    }
-    out::note(question);
-    let mut answer = String::new();
-    stdin.lock().read_line(&mut answer).map_err(|source| CliError::Io {
-        action: "read",
-        path: PathBuf::from("standard input"),
-        source,
-    })?;
-    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }

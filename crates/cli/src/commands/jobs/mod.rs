@@ -1,0 +1,98 @@
+//! The verbs on jobs: `create`, `show`, `describe`, `cancel`, `pause`, `resume`, `retry`, `logs`, `rm`, `doctor`.
+
+mod checkpoints;
+mod create;
+mod describe;
+mod doctor;
+mod event;
+mod list;
+mod logs;
+mod remove;
+mod request;
+mod retry;
+mod view;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use tunesmith_jobs::dir::{self as jobdir, rfc3339};
+use tunesmith_jobs::store::Job;
+use tunesmith_jobs::{Desired, Store};
+
+use crate::commands::data::grid;
+use crate::error::CliError;
+
+pub(crate) use create::run as create;
+pub(crate) use describe::run as describe;
+pub(crate) use doctor::run as doctor;
+pub(crate) use list::run as list;
+pub(crate) use logs::run as logs;
+pub(crate) use remove::run as remove;
+pub(crate) use request::run as request;
+pub(crate) use retry::run as retry;
+
+/// How often a job that is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The store of the workspace, with everything taken in that the live jobs say, and somebody to look after them.
+fn open() -> Result<Store, CliError> {
+    let home = jobdir::home()?;
+    let mut store = Store::open(&home)?;
+    store.ingest_live()?;
+    supervise(&home)?;
+    Ok(store)
+}
+
+/// Sees to it that somebody looks after the jobs that are not over.
+fn supervise(home: &Path) -> Result<(), CliError> {
+    super::serve::ensure(home)
+}
+
+/// Finds a job and looks again, until `done` says that it is enough; none when `stop` says so first.
+fn wait_for(
+    store: &mut Store,
+    id: &str,
+    stop: impl Fn() -> bool,
+    done: impl Fn(&Job) -> bool,
+) -> Result<Option<Job>, CliError> {
+    loop {
+        store.ingest(id)?;
+        let job = store.job(id)?;
+        if done(&job) {
+            return Ok(Some(job));
+        }
+        if stop() {
+            return Ok(None);
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// A name that people gave and a terminal only shows.
+fn name(job: &Job) -> String {
+    grid::plain(&job.name)
+}
+
+/// A moment for people: `2026-01-31 23:59:59`, in UTC.
+fn moment(millis: i64) -> String {
+    let since = Duration::from_millis(u64::try_from(millis).unwrap_or_default());
+    let text = rfc3339(std::time::UNIX_EPOCH + since);
+    text.get(..19).unwrap_or(&text).replace('T', " ")
+}
+
+/// What somebody asks of a job, as a verb.
+fn verb(wish: Desired) -> &'static str {
+    match wish {
+        Desired::Cancel => "cancel",
+        Desired::Pause => "pause",
+        Desired::Run => "resume",
+    }
+}
+
+/// An I/O error of ours.
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CliError {
+    let path: PathBuf = path.to_owned();
+    move |source| CliError::Io { action, path, source }
+}
