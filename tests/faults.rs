@@ -16,7 +16,7 @@ use tunesmith_ops::RefKernels;
 use tunesmith_testkit::spec::ModelSpec;
 use tunesmith_testkit::tensors::Tensors;
 use tunesmith_testkit::tiny;
-use tunesmith_train::{Error, Event, Observer, Recompute, TrainConfig, Trainer, train};
+use tunesmith_train::{Epochs, Error, Event, Observer, Recompute, TrainConfig, Trainer, train};
 
 fn row(ids: &[u32], line: usize) -> Example {
     Example { ids: ids.to_vec(), trained: (0..ids.len()).map(|t| t > 0).collect(), place: Place::line(line) }
@@ -27,7 +27,7 @@ fn settings() -> TrainConfig {
         batch_size: 2,
         warmup_steps: Some(0),
         evals_per_epoch: 0,
-        epochs: 1,
+        epochs: Epochs::Fixed(1),
         ..TrainConfig::default()
     }
 }
@@ -337,7 +337,10 @@ fn settings_and_data_that_cannot_train_are_refused() {
         train(&mut trainer, whole_run(&data, &[], &settings), &mut observer).unwrap_err().to_string()
     };
     let bad = [
-        ("epochs", TrainConfig { epochs: 0, ..settings() }),
+        ("epochs", TrainConfig { epochs: Epochs::Fixed(0), ..settings() }),
+        ("max_epochs", TrainConfig { max_epochs: 11, ..settings() }),
+        ("save_minutes", TrainConfig { save_minutes: -1.0, ..settings() }),
+        ("save_disk_gib", TrainConfig { save_disk_gib: 0.0, ..settings() }),
         ("batch_size", TrainConfig { batch_size: 0, ..settings() }),
         ("learning_rate", TrainConfig { learning_rate: f64::NAN, ..settings() }),
         ("learning_rate", TrainConfig { learning_rate: 0.0, ..settings() }),

@@ -18,7 +18,7 @@ use tunesmith_testkit::spec::{Family, ModelSpec};
 use tunesmith_testkit::tensors::{assert_close, assert_close_to_max};
 use tunesmith_testkit::tiny::Random;
 use tunesmith_train::{
-    Event, LrScheduler, Observer, Recompute, Summary, TrainConfig, Trainer, epoch_order, train,
+    Epochs, Event, LrScheduler, Observer, Recompute, Summary, TrainConfig, Trainer, epoch_order, train,
 };
 
 const KEEPS: [Keep; 4] = [Keep::All, Keep::NoMlp, Keep::Residuals, Keep::Input];
@@ -85,7 +85,7 @@ fn run(
 
 fn settings() -> TrainConfig {
     TrainConfig {
-        epochs: 2,
+        epochs: Epochs::Fixed(2),
         batch_size: 8,
         learning_rate: 5e-3,
         lr_scheduler_type: LrScheduler::Cosine,
@@ -255,7 +255,8 @@ fn evaluation_is_weighted_by_tokens() {
     let model = TinyModel::new(specs().remove(1), 3);
     let data = rows(&model.spec, 4, 10, 1);
     let validation = rows(&model.spec, 7, 30, 2);
-    let settings = TrainConfig { evals_per_epoch: 1, epochs: 1, micro_batch_size: 2, ..settings() };
+    let settings =
+        TrainConfig { evals_per_epoch: 1, epochs: Epochs::Fixed(1), micro_batch_size: 2, ..settings() };
     let (mut engine, events, summary) = run(&model, &data, &validation, &settings, 0.0);
     let (mut sum, mut tokens) = (0f64, 0);
     for row in &validation {
@@ -297,7 +298,7 @@ fn training_lowers_the_loss() {
     let model = TinyModel::new(specs().remove(0), 3);
     let data = rows(&model.spec, 4, 12, 12);
     let settings = TrainConfig {
-        epochs: 10,
+        epochs: Epochs::Fixed(10),
         batch_size: 1,
         learning_rate: 2e-2,
         lr_scheduler_type: LrScheduler::Constant,

@@ -13,9 +13,16 @@ use tunesmith_data::{Example, Place};
 use tunesmith_ops::RefKernels;
 use tunesmith_testkit::tiny::Random;
 use tunesmith_train::{
-    Error, Event, Exact, Observer, ObserverError, RunInput, RunState, STATE_VERSION, Snapshot, StepPoint,
-    Summary, TrainConfig, Trainer, train,
+    Epochs, Error, Event, Exact, Observer, ObserverError, RunInput, RunState, STATE_VERSION, Snapshot,
+    StepPoint, Summary, TrainConfig, Trainer, train,
 };
+
+/// Where the held-out rows end [`Bench::auto`], and what they keep of it.
+const AUTO_END: usize = 16;
+const AUTO_BEST: usize = 8;
+
+/// Something that spoils a snapshot.
+type Change<'a> = &'a dyn Fn(&mut Snapshot);
 
 const FINGERPRINT: &str = "settings and rows";
 
@@ -31,26 +38,40 @@ struct Bench {
 
 /// Steps of an epoch of [`Bench`].
 const PER_EPOCH: usize = 8;
-/// Micro-batches of one of its evaluations.
-const EVALUATION: usize = 3;
 
 impl Bench {
     /// 5 epochs of 8 steps.
     fn new() -> Self {
+        Self::with(Epochs::Fixed(5), 5)
+    }
+
+    /// Up to 7 epochs; the held-out rows end it after step `AUTO_END`, and the parameters of `AUTO_BEST` are kept.
+    fn auto() -> Self {
+        Self::overfitting(Epochs::Auto)
+    }
+
+    /// 20 held-out rows and a rate too high for them.
+    fn overfitting(epochs: Epochs) -> Self {
+        let mut bench = Self::with(epochs, 20);
+        bench.config.learning_rate = 0.2;
+        bench
+    }
+
+    fn with(epochs: Epochs, validation: usize) -> Self {
         let model = TinyModel::new(specs().remove(0), 31);
         let mut random = Random::new(8);
         let mut rows = |count: usize| -> Vec<Example> {
             let row = |line| {
                 let len = 3 + random.below(7);
-                let ids = (0..len).map(|_| random.below(model.spec.vocab_size) as u32).collect();
+                let ids = (0..len).map(|_| random.below(12) as u32).collect();
                 let trained = (0..len).map(|t| t > 0 && (t == 1 || random.uniform() < 0.7)).collect();
                 Example { ids, trained, place: Place::line(line) }
             };
             (1..=count).map(row).collect()
         };
-        let (train, validation) = (rows(31), rows(5));
+        let (train, validation) = (rows(31), rows(validation));
         let config = TrainConfig {
-            epochs: 5,
+            epochs,
             batch_size: 4,
             micro_batch_size: 2,
             learning_rate: 2e-2,
@@ -60,6 +81,11 @@ impl Bench {
             ..TrainConfig::default()
         };
         Self { model, train, validation, config, rank: 2 }
+    }
+
+    /// Micro-batches of an evaluation.
+    fn evaluation(&self) -> usize {
+        self.validation.len().div_ceil(2)
     }
 
     /// A trainer as a new process makes it.
@@ -199,33 +225,35 @@ fn assert_same_end(run: &Run, whole: &Run, step: usize) {
 
 #[test]
 fn a_run_stopped_after_any_step_goes_on_as_if_it_never_stopped() {
-    let bench = Bench::new();
-    let whole = bench.run(None, Watch::default());
-    assert_eq!((whole.summary.steps, whole.summary.total_steps, whole.watch.points.len()), (40, 40, 40));
-    let reference = |step: usize| &whole.watch.points[step - 1];
-    for step in 1..40 {
-        let run = bench.run(None, Watch::after_step(step));
-        let snapshot = stopped(&run);
-        assert_same(snapshot, &reference(step).1, &format!("stopped after step {step}"));
-        assert_same_end(&bench.run(Some(snapshot), Watch::default()), &whole, step);
+    for (bench, end) in [(Bench::new(), 40), (Bench::auto(), AUTO_END)] {
+        let whole = bench.run(None, Watch::default());
+        assert_eq!((whole.summary.steps, whole.watch.points.len()), (end, end));
+        let reference = |step: usize| &whole.watch.points[step - 1];
+        for step in 1..end {
+            let run = bench.run(None, Watch::after_step(step));
+            let snapshot = stopped(&run);
+            assert_same(snapshot, &reference(step).1, &format!("stopped after step {step}"));
+            assert_same_end(&bench.run(Some(snapshot), Watch::default()), &whole, step);
+        }
+        // A run that is over already has nothing left to do but to say so.
+        let over = bench.run(Some(&reference(end).1), Watch::default());
+        assert_eq!((over.watch.beats, over.watch.events.len()), (0, 3));
+        assert_same_end(&over, &whole, end);
     }
-    // A run that is over already has nothing left to do but to say so.
-    let over = bench.run(Some(&reference(40).1), Watch::default());
-    assert_eq!((over.watch.beats, over.watch.events.len()), (0, 3));
-    assert_same_end(&over, &whole, 40);
 }
 
 /// Stopped after each step, again and again, each time in a new process.
 #[test]
 fn a_run_stopped_at_every_step_arrives_at_the_same_end() {
-    let bench = Bench::new();
-    let whole = bench.run(None, Watch::default());
-    let mut run = bench.run(None, Watch::after_step(1));
-    for step in 2..=40 {
-        let snapshot = stopped(&run).clone();
-        run = bench.run(Some(&snapshot), Watch::after_step(step));
+    for (bench, end) in [(Bench::new(), 40), (Bench::auto(), AUTO_END)] {
+        let whole = bench.run(None, Watch::default());
+        let mut run = bench.run(None, Watch::after_step(1));
+        for step in 2..=end {
+            let snapshot = stopped(&run).clone();
+            run = bench.run(Some(&snapshot), Watch::after_step(step));
+        }
+        assert_same_end(&run, &whole, end - 1);
     }
-    assert_same_end(&run, &whole, 39);
 }
 
 /// With two micro-batches a step, a stop after the first throws the step away.
@@ -245,53 +273,136 @@ fn a_step_cut_off_between_micro_batches_never_was() {
     }
 }
 
-/// Three micro-batches an evaluation: stopped after the first or the second, it is made again, whole.
+/// Stopped after any of its micro-batches but the last, an evaluation is made again, whole.
 #[test]
 fn an_evaluation_cut_off_is_made_again() {
-    let bench = Bench::new();
-    let whole = bench.run(None, Watch::default());
-    for step in (0..=40).step_by(PER_EPOCH / 2) {
-        // The step before, so that the evaluation is the first thing after the two micro-batches of this one.
-        let before = (step > 1).then(|| &whole.watch.points[step - 2].1);
-        let skipped = if step == 0 { 0 } else { 2 };
-        for done in 1..EVALUATION {
-            let run = bench.run(before, Watch::after_beats(skipped + done));
-            let snapshot = stopped(&run);
-            assert_eq!(snapshot.state.step, step);
-            assert!(!run.watch.points.last().unwrap().0.evaluated);
-            assert_ne!(snapshot.state.evaluated_step, Some(step));
-            let next = bench.run(Some(snapshot), Watch::default());
-            let evaluation = |e: &&Event| matches!(e, Event::Evaluation { step: s, .. } if *s == step);
-            assert_eq!(
-                next.watch.events.iter().find(evaluation),
-                whole.watch.events.iter().find(evaluation),
-                "in the evaluation after step {step}"
-            );
-            if step > 0 {
-                let ((point, snapshot), (same, reference)) =
-                    (&next.watch.points[0], &whole.watch.points[step - 1]);
-                assert_eq!(point, same);
-                assert_same(snapshot, reference, &format!("after the evaluation of step {step}"));
+    for (bench, end) in [(Bench::new(), 40), (Bench::auto(), AUTO_END)] {
+        let whole = bench.run(None, Watch::default());
+        for step in (0..=end).step_by(PER_EPOCH / 2) {
+            // The step before, so that the evaluation is the first thing after the two micro-batches of this one.
+            let before = (step > 1).then(|| &whole.watch.points[step - 2].1);
+            let skipped = if step == 0 { 0 } else { 2 };
+            for done in 1..bench.evaluation() {
+                let run = bench.run(before, Watch::after_beats(skipped + done));
+                let snapshot = stopped(&run);
+                assert_eq!(snapshot.state.step, step);
+                assert!(!run.watch.points.last().unwrap().0.evaluated);
+                assert_ne!(snapshot.state.evaluated_step, Some(step));
+                let next = bench.run(Some(snapshot), Watch::default());
+                let evaluation = |e: &&Event| matches!(e, Event::Evaluation { step: s, .. } if *s == step);
+                assert_eq!(
+                    next.watch.events.iter().find(evaluation),
+                    whole.watch.events.iter().find(evaluation),
+                    "in the evaluation after step {step}"
+                );
+                if step > 0 {
+                    let ((point, snapshot), (same, reference)) =
+                        (&next.watch.points[0], &whole.watch.points[step - 1]);
+                    assert_eq!(point, same);
+                    assert_same(snapshot, reference, &format!("after the evaluation of step {step}"));
+                }
+                assert_same_end(&next, &whole, step);
             }
-            assert_same_end(&next, &whole, step);
         }
     }
 }
 
 #[test]
 fn points_say_where_the_run_stands() {
-    let bench = Bench::new();
-    let whole = bench.run(None, Watch::default());
-    for (i, (point, snapshot)) in whole.watch.points.iter().enumerate() {
-        let step = i + 1;
-        assert_eq!((point.step, point.total_steps, snapshot.state.step), (step, 40, step));
-        let ends = step % PER_EPOCH == 0;
-        assert_eq!(point.end_of_epoch, ends.then(|| step / PER_EPOCH - 1), "step {step}");
-        assert_eq!(point.evaluated, step % (PER_EPOCH / 2) == 0, "step {step}");
-        assert_eq!((point.last, point.stopping), (step == 40, false));
+    for (bench, end, total) in [(Bench::new(), 40, 40), (Bench::auto(), AUTO_END, 56)] {
+        let whole = bench.run(None, Watch::default());
+        let mut best = (0, f64::INFINITY);
+        let of = |step: usize| {
+            let loss = |e: &Event| match e {
+                Event::Evaluation { step: s, loss, .. } if *s == step => Some(*loss),
+                _ => None,
+            };
+            whole.watch.events.iter().find_map(loss)
+        };
+        for (i, (point, snapshot)) in whole.watch.points.iter().enumerate() {
+            let step = i + 1;
+            assert_eq!((point.step, point.total_steps, snapshot.state.step), (step, total, step));
+            let ends = step % PER_EPOCH == 0;
+            assert_eq!(point.end_of_epoch, ends.then(|| step / PER_EPOCH - 1), "step {step}");
+            assert_eq!(point.evaluated, step % (PER_EPOCH / 2) == 0, "step {step}");
+            assert_eq!((point.last, point.stopping), (step == end, false), "step {step}");
+            if point.is_best {
+                best = (step, of(step).unwrap());
+            }
+            assert!(of(step).is_none_or(|loss| loss >= best.1 - 0.1), "step {step} is far better");
+            assert_eq!(snapshot.state.best.as_ref().map_or(0, |b| b.step), best.0);
+        }
+        assert_eq!(whole.watch.beats, end * 2 + (end / 4 + 1) * bench.evaluation());
     }
-    let micro_batches = 40 * 2 + 11 * EVALUATION;
-    assert_eq!(whole.watch.beats, micro_batches);
+}
+
+/// Ended by the held-out rows: the decoder has the best parameters, and everything says so.
+#[test]
+fn the_best_adapter_is_kept_when_more_training_does_not_help() {
+    let bench = Bench::auto();
+    let whole = bench.run(None, Watch::default());
+    let summary = &whole.summary;
+    assert_eq!((summary.steps, summary.total_steps, summary.epochs), (AUTO_END, 56, 7));
+    assert_eq!((summary.kept_step, summary.stopped), (AUTO_BEST, false));
+    assert_eq!(summary.epochs_done, AUTO_END as f64 / PER_EPOCH as f64);
+    let best = &whole.watch.points[AUTO_BEST - 1].1;
+    assert!(whole.parameters == best.parameters, "the decoder has other parameters");
+    let Some(Event::Stopped { reason, step, best_step }) = whole.watch.events.last() else {
+        panic!("no end")
+    };
+    assert_eq!((*step, *best_step), (AUTO_END, Some(AUTO_BEST)));
+    let evaluations = (AUTO_END - AUTO_BEST) / 4;
+    assert_eq!(
+        *reason,
+        format!(
+            "no improvement in {evaluations} evaluations since step {AUTO_BEST}; the adapter of step {AUTO_BEST} is kept"
+        )
+    );
+    let loss = |step: usize| match whole
+        .watch
+        .events
+        .iter()
+        .find(|e| matches!(e, Event::Evaluation { step: s, .. } if *s == step))
+    {
+        Some(Event::Evaluation { loss, .. }) => *loss,
+        _ => panic!("no evaluation after step {step}"),
+    };
+    assert_eq!(summary.validation_loss, Some(loss(AUTO_BEST)));
+    assert!(loss(AUTO_BEST) < loss(AUTO_END) && loss(AUTO_BEST) < loss(0));
+    // What stays on the host for that is in a snapshot only where it differs from the parameters themselves.
+    for (point, snapshot) in &whole.watch.points {
+        assert_eq!(
+            snapshot.best_parameters.is_some(),
+            point.step > 4 && !point.is_best,
+            "step {}",
+            point.step
+        );
+    }
+    let Event::Plan { epochs_rule, epochs: 7, .. } = &whole.watch.events[0] else { panic!("no plan") };
+    assert!(epochs_rule.contains("50 steps are wanted"), "{epochs_rule}");
+    // Without the parameters of its best evaluation a run cannot go on.
+    let (_, last) = whole.watch.points.last().unwrap();
+    let bare = Snapshot { best_parameters: None, ..last.clone() };
+    let Err(error) = bench.try_run(Some(bare), Watch::default()) else { panic!("it went on") };
+    assert!(error.to_string().contains("the adapter of its best evaluation"), "{error}");
+}
+
+/// A number of epochs is done to the end, whatever the held-out rows say, and the last parameters are kept.
+#[test]
+fn a_given_number_of_epochs_is_done() {
+    let bench = Bench::overfitting(Epochs::Fixed(4));
+    let whole = bench.run(None, Watch::default());
+    assert_eq!((whole.summary.steps, whole.summary.kept_step), (32, 32));
+    let (_, last) = whole.watch.points.last().unwrap();
+    assert!(whole.parameters == last.parameters && last.best_parameters.is_none());
+    let best_step = last.state.best.as_ref().map(|best| best.step);
+    assert!(best_step < Some(32), "nothing better to keep");
+    let reason = "all 4 epochs are done".to_owned();
+    assert_eq!(whole.watch.events.last(), Some(&Event::Stopped { reason, step: 32, best_step }));
+    // So does `auto` with too few rows to learn from: all of its epochs.
+    let few = Bench::with(Epochs::Auto, 19);
+    let whole = few.run(None, Watch::default());
+    assert_eq!((whole.summary.steps, whole.summary.kept_step), (56, 56));
 }
 
 #[test]
@@ -299,14 +410,14 @@ fn a_snapshot_of_another_run_is_refused_in_a_sentence() {
     let bench = Bench::new();
     let run = bench.run(None, Watch::after_step(3));
     let good = stopped(&run);
-    let refuse = |bench: &Bench, change: &dyn Fn(&mut Snapshot)| {
+    let refuse = |bench: &Bench, change: Change<'_>| {
         let mut bad = good.clone();
         change(&mut bad);
         let Err(error) = bench.try_run(Some(bad), Watch::default()) else { panic!("it was taken") };
         assert!(matches!(error, Error::Resume { .. }), "{error:?}");
         error.to_string()
     };
-    let cases: [(&dyn Fn(&mut Snapshot), &str); 9] = [
+    let cases: [(Change<'_>, &str); 9] = [
         (&|s| s.state.fingerprint = "others".into(), "it is of another run"),
         (&|s| s.state.version = STATE_VERSION + 1, "its format has version"),
         (&|s| s.state.total_steps = 48, "of a run of 48 steps in 5 epochs, and this one has 40 in 5"),

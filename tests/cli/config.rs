@@ -70,6 +70,8 @@ fn every_flag_overrides_its_key() {
     );
     assert_eq!(spec["data"]["seed"], json!(0), "the split does not move with the seed of training");
     assert!(spec["output"].as_str().unwrap().ends_with("/o"));
+    let spec = bench.run(&["config", "show", "job.toml", "--epochs", "auto", "--json"]).json();
+    assert_eq!(spec["train"]["epochs"], json!("auto"));
 }
 
 #[test]

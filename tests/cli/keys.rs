@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Bench, base, read_json, root, rows};
 
@@ -177,6 +177,10 @@ fn keys_of_train() {
     assert_eq!((plain.losses.len(), plain.evaluations.len()), (4, 3));
     effects(&[
         (&["train.epochs=1"], &["plan", "rates", "losses", "evaluations", "weights"]),
+        (
+            &["train.epochs=auto", "train.max_epochs=4"],
+            &["plan", "rates", "losses", "evaluations", "weights"],
+        ),
         (&["train.batch_size=2"], &["plan", "rates", "losses", "evaluations", "weights"]),
         (&["train.learning_rate=2e-3"], &rate),
         (&["train.lr_scheduler_type=constant"], &rate),
@@ -196,6 +200,17 @@ fn keys_of_train() {
         (&["train.recompute=min2"], &[]),
         (&["train.recompute=min"], &[]),
     ]);
+    // 8 rows in two steps an epoch need more epochs than there may be.
+    for (sets, epochs) in
+        [(&["train.epochs=auto"][..], 10), (&["train.epochs=auto", "train.max_epochs=3"], 3)]
+    {
+        let plan = run(sets).plan;
+        assert_eq!((&plan["epochs"], &plan["total_steps"]), (&json!(epochs), &json!(2 * epochs)), "{plan}");
+        let rule = plan["epochs_rule"].as_str().unwrap();
+        assert!(rule.contains(&format!("(`train.max_epochs` is {epochs})")), "{rule}");
+    }
+    // A number given is not bounded.
+    effects(&[(&["train.max_epochs=1"], &[])]);
     let split = run(&["train.micro_batch_size=1"]);
     for (a, b) in split.losses.iter().zip(&plain.losses) {
         assert!((a - b).abs() < 1e-4, "the micro-batch changed the loss: {a} and {b}");
@@ -206,6 +221,10 @@ fn keys_of_train() {
 fn no_key_is_left_out() {
     // The keys whose effect is shown elsewhere: on models from the hub, on files, or by an error.
     let elsewhere = ["base", "revision", "output", "data.train", "data.max_seq_length", "lora.use_dora"];
+    // These decide when a checkpoint is written and how long it stays: tests/cli/checkpoints.rs.
+    let of_checkpoints =
+        ["train.save_steps", "train.save_minutes", "train.save_total_limit", "train.save_disk_gib"];
+    let elsewhere = [&elsewhere[..], &of_checkpoints].concat();
     let here = fs::read_to_string(root().join("tests/cli/keys.rs")).unwrap();
     for key in tunesmith_cli::spec::keys::KEYS {
         let tried = here.contains(&format!("\"{}=", key.path)) || here.contains(&format!("\"{}.", key.path));

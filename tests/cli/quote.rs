@@ -64,6 +64,7 @@ fn the_job_then_does_what_was_quoted() {
     assert_eq!(costs["steps"], of("plan")[0]["total_steps"]);
     assert_eq!((&plan["rows"], &costs["epochs"]), (&of("plan")[0]["train_examples"], &json!(2)));
     assert_eq!(quote["parameters"], of("plan")[0]["trainable_parameters"]);
+    assert_eq!(quote["epochs_rule"], of("plan")[0]["epochs_rule"]);
     let price = costs["tokens"].as_f64().unwrap() * 2.5 / 1e6;
     assert!((costs["price"].as_f64().unwrap() - price).abs() < 1e-12);
 

@@ -41,6 +41,7 @@ fn wrong_command_lines_exit_with_2_and_say_so_on_stderr() {
         (&["train"], "JOB.toml"),
         (&["train", "job.toml", "--epoch", "3"], "--epochs"),
         (&["train", "job.toml", "--epochs", "x"], "invalid value 'x'"),
+        (&["train", "job.toml", "--epochs", "x"], "expected `auto` or a number"),
         (&["generate", "--base", &base], "required"),
         (&["generate", "--base", &base, "--prompt", "a", "--messages", "b"], "cannot be used with"),
         (&["generate", "--base", &base, "--messages", "b", "--raw"], "cannot be used with"),

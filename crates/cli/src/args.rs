@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tunesmith_train::Epochs;
 
 pub(crate) use check::{CheckArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
@@ -136,9 +137,9 @@ pub(crate) struct Overrides {
     /// The value is written as in TOML; what is no TOML value is taken as a string, so words need no quotes.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
-    /// Passes over the training rows (train.epochs)
+    /// Passes over the training rows: a number, or auto (train.epochs)
     #[arg(long, value_name = "N")]
-    pub(crate) epochs: Option<u32>,
+    pub(crate) epochs: Option<Epochs>,
     /// Seed of the adapter, dropout and row order (train.seed); the split keeps data.seed
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
@@ -162,7 +163,7 @@ pub(crate) struct Overrides {
 
 Relative paths in a job file are taken from the current directory.
 Precedence: defaults, then the file, then --set, then the flags below it.
-Ctrl-C stops after the step in progress; a second Ctrl-C stops at once.")]
+Ctrl-C stops within moments and says so; a second Ctrl-C stops at once.")]
 pub(crate) struct TrainArgs {
     /// The job file (TOML); `tunesmith config schema` lists its keys
     #[arg(value_name = "JOB.toml")]

@@ -148,6 +148,8 @@ pub struct Quote {
     pub costs: Costs,
     /// Trainable parameters of the adapter.
     pub parameters: usize,
+    /// Where the number of epochs comes from, in a sentence; tokens, time and price are those of all of them.
+    pub epochs_rule: String,
     /// What stays on the disk.
     pub disk: Disk,
     /// What a few steps took; nothing when none were taken.

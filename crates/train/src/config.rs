@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Epochs, Error, MAX_EPOCHS};
 
 /// Shape of the learning rate after warm-up (names of transformers' `lr_scheduler_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,8 +34,10 @@ pub enum Recompute {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Passes over the training rows, 1 to 10.
-    pub epochs: usize,
+    /// Passes over the training rows, 1 to 10, or `auto`.
+    pub epochs: Epochs,
+    /// Most passes that `auto` may take, 1 to 10; a number given in `epochs` it does not bound.
+    pub max_epochs: usize,
     /// Examples per optimizer step.
     pub batch_size: usize,
     /// Examples per forward and backward; 0 leaves it to the engine (as many as fit 2,048 tokens). The result does
@@ -61,16 +63,26 @@ pub struct TrainConfig {
     pub max_grad_norm: f64,
     /// Seed of everything random: initial A, dropout, row order.
     pub seed: u64,
-    /// Evaluations per epoch on the validation rows; 0 turns evaluation off.
+    /// Evaluations per epoch on the validation rows; 0 turns evaluation off, and with it the early end of `auto`,
+    /// which evaluates at least twice an epoch where 20 rows or more are held out.
     pub evals_per_epoch: usize,
     /// What each layer keeps for the backward pass.
     pub recompute: Recompute,
+    /// Steps between two checkpoints; 0 leaves it to `save_minutes`.
+    pub save_steps: usize,
+    /// Minutes between two checkpoints; 0 leaves it to `save_steps`.
+    pub save_minutes: f64,
+    /// Checkpoints kept beside the best one, the last one and those at the ends of epochs.
+    pub save_total_limit: usize,
+    /// Most that all checkpoints of a run may take on the disk, in GiB.
+    pub save_disk_gib: f64,
 }
 
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
-            epochs: 3,
+            epochs: Epochs::Auto,
+            max_epochs: MAX_EPOCHS,
             batch_size: 8,
             micro_batch_size: 0,
             learning_rate: 2e-4,
@@ -85,6 +97,10 @@ impl Default for TrainConfig {
             seed: 0,
             evals_per_epoch: 1,
             recompute: Recompute::None,
+            save_steps: 0,
+            save_minutes: 5.0,
+            save_total_limit: 2,
+            save_disk_gib: 20.0,
         }
     }
 }
@@ -97,7 +113,17 @@ impl TrainConfig {
             if ok { Ok(()) } else { Err(Error::Setting { key, value, allowed }) }
         };
         let unit = |v: f64| (0.0..1.0).contains(&v);
-        setting("epochs", (1..=10).contains(&c.epochs), c.epochs.to_string(), "from 1 to 10")?;
+        let epochs = |n: usize| (1..=MAX_EPOCHS).contains(&n);
+        let fixed = match c.epochs {
+            Epochs::Auto => true,
+            Epochs::Fixed(n) => epochs(n),
+        };
+        setting("epochs", fixed, c.epochs.to_string(), "\"auto\" or from 1 to 10")?;
+        setting("max_epochs", epochs(c.max_epochs), c.max_epochs.to_string(), "from 1 to 10")?;
+        let minutes = c.save_minutes;
+        setting("save_minutes", minutes.is_finite() && minutes >= 0.0, minutes.to_string(), "at least 0")?;
+        let gib = c.save_disk_gib;
+        setting("save_disk_gib", gib.is_finite() && gib > 0.0, gib.to_string(), "above 0")?;
         setting("batch_size", c.batch_size >= 1, c.batch_size.to_string(), "at least 1")?;
         let lr = c.learning_rate;
         setting("learning_rate", lr.is_finite() && lr > 0.0, lr.to_string(), "above 0")?;

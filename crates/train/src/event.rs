@@ -20,8 +20,10 @@ pub enum Event {
         validation_examples: usize,
         /// Optimizer steps of the whole run.
         total_steps: usize,
-        /// Passes over the rows.
+        /// Passes over the rows, at most.
         epochs: usize,
+        /// Where that number comes from: inputs and rule, in a sentence.
+        epochs_rule: String,
         /// LoRA parameters.
         trainable_parameters: usize,
         /// Tokens of one epoch, prompts included.

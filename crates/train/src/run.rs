@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
 use tunesmith_data::{Example, Examples};
 use tunesmith_ops::Kernels;
 
+use crate::ending::{End, Summary};
 use crate::observer::{Observer, ObserverError, StepPoint};
 use crate::order::epoch_order;
 use crate::schedule::Schedule;
-use crate::{Error, Event, Exact, RowLoss, RunState, Snapshot, TrainConfig, Trainer};
+use crate::{EpochPlan, Error, Event, Exact, RowLoss, RunState, Snapshot, TrainConfig, Trainer};
 
 /// Rows of an evaluation that are in memory at once: a multiple of every usual batch size.
 const EVALUATED_AT_ONCE: usize = 1 << 12;
@@ -29,34 +29,13 @@ pub struct RunInput<'a, T: ?Sized, V: ?Sized> {
     pub resume: Option<Snapshot>,
 }
 
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
-    /// Optimizer steps done.
-    pub steps: usize,
-    /// Steps of the whole run as planned.
-    pub total_steps: usize,
-    /// Epochs of the whole run as planned.
-    pub epochs: usize,
-    /// Whether it was asked to stop before its end.
-    pub stopped: bool,
-    /// Loss of the last epoch's steps, weighted by their trained tokens.
-    pub train_loss: Option<f64>,
-    /// Token-weighted loss of the last evaluation.
-    pub validation_loss: Option<f64>,
-    /// Token-weighted loss of the evaluation before the first step.
-    pub initial_validation_loss: Option<f64>,
-    /// Tokens of all steps.
-    pub tokens: usize,
-    /// Those that counted in the loss.
-    pub trained_tokens: usize,
-    /// Seconds spent in steps.
-    pub train_seconds: f64,
-}
-
 /// Trains on every row of `train` once per epoch, in an order that seed and epoch alone decide, and evaluates on
 /// `validation` before the first step and `evals_per_epoch` times in each epoch. The last batch of an epoch may be
 /// smaller than the others: no row is left out.
+///
+/// How many epochs there are, and whether the run may end before them, [`EpochPlan`] says. Learning rates are planned
+/// over all of them, so that an early end cuts their curve off. Where evaluations decide, the decoder has the
+/// parameters of the best one in the end; one that was never trained, before the first step, is no candidate.
 ///
 /// From a snapshot it goes on as if it had never stopped: the same rows in the same order, the same dropout, the same
 /// sums, so the same bits on the same device. A stop takes effect within one micro-batch; the step or evaluation it
@@ -77,24 +56,30 @@ pub fn train<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized>(
         return Err(Error::NoTrainedTokens { examples: train.len() });
     }
     let per_epoch = train.len().div_ceil(config.batch_size);
-    let total_steps = per_epoch * config.epochs;
-    let mut state = RunState::new(fingerprint, config.epochs, total_steps);
+    let plan = EpochPlan::new(config, train.len(), validation.len());
+    let total_steps = per_epoch * plan.epochs;
+    let mut state = RunState::new(fingerprint, plan.epochs, total_steps);
     let resumed = resume.is_some();
+    let mut best_parameters = None;
     if let Some(snapshot) = resume {
         snapshot.state.check(&state)?;
+        if plan.patience.is_some() {
+            best_parameters = snapshot.best()?;
+        }
         trainer.restore(&snapshot)?;
         state = snapshot.state;
     }
     let mut run = Run {
         schedule: Schedule::new(config, total_steps),
-        evaluations_per_epoch: if validation.is_empty() { 0 } else { config.evals_per_epoch },
         per_epoch,
         trainer,
         train,
         validation,
         config,
         observer,
+        plan,
         state,
+        best_parameters,
     };
     if resumed {
         run.emit(&Event::Resumed { step: run.state.step })?;
@@ -103,16 +88,17 @@ pub fn train<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized>(
         train_examples: train.len(),
         validation_examples: validation.len(),
         total_steps,
-        epochs: config.epochs,
+        epochs: run.plan.epochs,
+        epochs_rule: run.plan.rule.clone(),
         trainable_parameters: run.trainer.decoder().layout().len(),
         tokens_per_epoch: (0..train.len()).map(|i| train.tokens(i)).sum(),
         trained_tokens_per_epoch: trained,
     })?;
-    let stopped = run.go()?.is_none();
-    if stopped {
-        run.at_step(false, true)?;
+    if let Some(end) = run.go()? {
+        return run.finish(end);
     }
-    Ok(Summary::new(&run.state, stopped))
+    run.at_step(false, true)?;
+    Ok(run.summary(true))
 }
 
 /// `None` where work was cut off because the observer asked the run to stop.
@@ -127,9 +113,10 @@ struct Run<'a, K: Kernels, T: ?Sized, V: ?Sized> {
     schedule: Schedule,
     /// Steps of an epoch.
     per_epoch: usize,
-    /// 0 for none at all, not even before the first step.
-    evaluations_per_epoch: usize,
+    plan: EpochPlan,
     state: RunState,
+    /// Those of `state.best`, where the plan keeps the best ones.
+    best_parameters: Option<Vec<f32>>,
 }
 
 impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
@@ -138,7 +125,7 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
     }
 
     /// To the end, from wherever the state is.
-    fn go(&mut self) -> Result<Unless<()>, Error> {
+    fn go(&mut self) -> Result<Unless<End>, Error> {
         // The evaluation before the first step, or one that a stop cut off.
         if self.evaluation_is_due() {
             let Some(is_best) = self.evaluate()? else { return Ok(None) };
@@ -147,7 +134,10 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
             }
         }
         let mut order = Vec::new();
-        while self.end().is_none() {
+        loop {
+            if let Some(end) = self.end() {
+                return Ok(Some(end));
+            }
             if self.observer.should_stop() {
                 return Ok(None);
             }
@@ -169,18 +159,29 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
             }
             self.at_step(is_best, false)?;
         }
-        let Some(reason) = self.end() else { return Ok(Some(())) };
-        let best_step = self.state.best.as_ref().map(|best| best.step);
-        self.emit(&Event::Stopped { reason, step: self.state.step, best_step })?;
-        Ok(Some(()))
     }
 
-    /// Why training ends here, if it does.
-    fn end(&self) -> Option<String> {
-        (self.state.step == self.state.total_steps).then(|| match self.state.epochs {
-            1 => "the epoch is done".to_owned(),
-            epochs => format!("all {epochs} epochs are done"),
-        })
+    /// Whether and why training ends here.
+    fn end(&self) -> Option<End> {
+        End::of(&self.state, &self.plan)
+    }
+
+    /// Puts the best parameters into the decoder, where the plan keeps them, and says why training has ended.
+    fn finish(mut self, end: End) -> Result<Summary, Error> {
+        let summary = self.summary(false);
+        if summary.kept_step != self.state.step
+            && let Some(best) = &self.best_parameters
+        {
+            self.trainer.set_parameters(best)?;
+        }
+        let reason = end.reason(&self.state, summary.kept_step);
+        let best_step = self.state.best.as_ref().map(|best| best.step);
+        self.emit(&Event::Stopped { reason, step: self.state.step, best_step })?;
+        Ok(summary)
+    }
+
+    fn summary(&self, stopped: bool) -> Summary {
+        Summary::new(&self.state, &self.plan, self.epochs_done(), stopped)
     }
 
     /// Epoch and batch, from 0, of the next step. The state goes there only once the step is done.
@@ -196,10 +197,11 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
 
     fn evaluation_is_due(&self) -> bool {
         let state = &self.state;
-        if self.evaluations_per_epoch == 0 || state.evaluated_step == Some(state.step) {
+        let per_epoch = self.plan.evaluations_per_epoch;
+        if per_epoch == 0 || state.evaluated_step == Some(state.step) {
             return false;
         }
-        let part = |batch: usize| batch * self.evaluations_per_epoch / self.per_epoch;
+        let part = |batch: usize| batch * per_epoch / self.per_epoch;
         state.step == 0 || part(state.batch) > part(state.batch - 1)
     }
 
@@ -215,7 +217,10 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
             stopping,
         };
         let (trainer, state) = (&self.trainer, &self.state);
-        let mut snapshot = || trainer.snapshot(state.clone(), None);
+        // Where they are the current ones they need not be kept twice.
+        let other = state.best.as_ref().is_some_and(|best| best.step != state.step);
+        let best = self.best_parameters.as_ref().filter(|_| other);
+        let mut snapshot = || trainer.snapshot(state.clone(), best.cloned());
         self.observer.at_step(&point, &mut snapshot).map_err(own)
     }
 
@@ -308,17 +313,23 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
         let loss = losses.iter().map(|l| l.sum).sum::<f64>() / trained_tokens as f64;
         let seconds = started.elapsed().as_secs_f64();
         let state = &mut self.state;
-        state.evaluated_step = Some(state.step);
+        let step = state.step;
+        state.evaluated_step = Some(step);
         state.validation_loss = Some(Exact(loss));
-        if state.step == 0 {
+        let mut is_best = false;
+        if step == 0 {
             state.initial_validation_loss = Some(Exact(loss));
         } else {
-            state.evaluations += 1;
+            let rows = losses.iter().filter(|l| l.trained_tokens > 0);
+            let rows: Vec<f64> = rows.map(|l| l.sum / l.trained_tokens as f64).collect();
+            is_best = state.judge(loss, &rows);
         }
-        let step = state.step;
+        if is_best && self.plan.patience.is_some() {
+            self.best_parameters = Some(self.trainer.decoder().parameters()?);
+        }
         let epoch = self.epochs_done();
         self.emit(&Event::Evaluation { step, epoch, loss, trained_tokens, seconds })?;
-        Ok(Some(false))
+        Ok(Some(is_best))
     }
 }
 
@@ -333,23 +344,5 @@ fn own(error: ObserverError) -> Error {
     match error.downcast::<Error>() {
         Ok(own) => *own,
         Err(other) => Error::Observer(other),
-    }
-}
-
-impl Summary {
-    fn new(state: &RunState, stopped: bool) -> Self {
-        let number = |x: Option<Exact>| x.map(|x| x.0);
-        Self {
-            steps: state.step,
-            total_steps: state.total_steps,
-            epochs: state.epochs,
-            stopped,
-            train_loss: number(state.train_loss),
-            validation_loss: number(state.validation_loss),
-            initial_validation_loss: number(state.initial_validation_loss),
-            tokens: state.tokens,
-            trained_tokens: state.trained_tokens,
-            train_seconds: state.train_seconds.0,
-        }
     }
 }

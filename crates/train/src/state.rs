@@ -162,3 +162,23 @@ pub struct Snapshot {
     /// The parameters of `state.best`, where a run keeps its best ones and they are not `parameters`.
     pub best_parameters: Option<Vec<f32>>,
 }
+
+impl Snapshot {
+    /// The parameters of the best evaluation, if there was one.
+    ///
+    /// # Errors
+    /// [`Error::Resume`] when they are those of an earlier step and not there.
+    pub(crate) fn best(&self) -> Result<Option<Vec<f32>>, Error> {
+        match (&self.state.best, &self.best_parameters) {
+            (None, _) => Ok(None),
+            (Some(best), _) if best.step == self.state.step => Ok(Some(self.parameters.clone())),
+            (Some(_), Some(parameters)) => Ok(Some(parameters.clone())),
+            (Some(best), None) => Err(Error::Resume {
+                why: format!(
+                    "the adapter of its best evaluation, that of step {}, is missing; take an earlier checkpoint",
+                    best.step
+                ),
+            }),
+        }
+    }
+}

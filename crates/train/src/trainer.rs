@@ -281,6 +281,14 @@ impl<K: Kernels> Trainer<K> {
         Ok(())
     }
 
+    /// Replaces the LoRA parameters and nothing else.
+    ///
+    /// # Errors
+    /// If there are not as many as the adapter's layout has, or the device fails.
+    pub(crate) fn set_parameters(&mut self, values: &[f32]) -> Result<(), Error> {
+        Ok(self.decoder.set_parameters(values)?)
+    }
+
     /// The flat gradient of the last step, on the host.
     ///
     /// # Errors

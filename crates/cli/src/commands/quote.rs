@@ -37,6 +37,7 @@ fn text(quote: &Quote) -> String {
         "rows",
         format!("{} to train on, {} held out", thousands(plan.rows), thousands(plan.validation_rows)),
     );
+    say("epochs", quote.epochs_rule.clone());
     let times = |each: usize, all: usize| {
         format!("{} ({} x {})", thousands(all), thousands(each), epochs(plan.epochs))
     };

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
     let spec = load(&args.job, &args.overrides)?.spec;
     preflight(&spec)?;
     let job = jobdir::home().and_then(|home| JobDir::create(&home)).map_err(CliError::from)?;
-    let stopping = "stopping after this step; press Ctrl-C again to stop at once";
+    let stopping = "stopping; press Ctrl-C again to stop at once";
     let stop = interrupt::install_stop(stopping, Stop::Cancel, 130)?;
     let started = Instant::now();
     let mut result =

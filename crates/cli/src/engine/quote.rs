@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tunesmith_data::{Example, Examples, Part};
 use tunesmith_model::AdapterLayout;
 use tunesmith_ops::Kernels;
-use tunesmith_train::{Trainer, epoch_order};
+use tunesmith_train::{EpochPlan, Trainer, epoch_order};
 
 use super::base::Base;
 use super::data::{self, Parts};
@@ -45,7 +45,8 @@ pub fn quote(
     let limit = base.sequence_limit(spec.data.max_seq_length, "`data.max_seq_length`")?;
     let parts = data::prepare(&mut run, &base.encoder, limit)?;
     run.check_stopped()?;
-    let plan = plan(spec, &parts);
+    let epochs = EpochPlan::new(&spec.train, parts.train.len(), parts.validation.len());
+    let plan = plan(spec, &parts, &epochs);
     let data_bytes = size(&job.path().join("data"))?;
     let measured = match measure {
         None => None,
@@ -59,23 +60,24 @@ pub fn quote(
         plan,
         costs: Costs::planned(&plan),
         parameters,
+        epochs_rule: epochs.rule,
         disk: Disk { adapter_bytes: 4 * parameters as u64, data_bytes },
         estimate: measured.as_ref().map(|measured| Estimate::new(&plan, measured)),
         measured,
     })
 }
 
-fn plan(spec: &JobSpec, parts: &Parts) -> Plan {
+fn plan(spec: &JobSpec, parts: &Parts, epochs: &EpochPlan) -> Plan {
     let tokens = |part: &Part| (0..part.len()).map(|i| part.tokens(i)).sum();
     Plan {
         rows: parts.train.len(),
         tokens: tokens(&parts.train),
         trained_tokens: (0..parts.train.len()).map(|i| parts.train.trained_tokens(i)).sum(),
         batch_size: spec.train.batch_size,
-        epochs: spec.train.epochs,
+        epochs: epochs.epochs,
         validation_rows: parts.validation.len(),
         validation_tokens: tokens(&parts.validation),
-        evals_per_epoch: spec.train.evals_per_epoch,
+        evals_per_epoch: epochs.evaluations_per_epoch,
     }
 }
 

@@ -24,8 +24,16 @@ struct Policy {
 }
 
 impl Policy {
-    fn of(_config: &TrainConfig) -> Self {
-        Self { steps: None, every: None, limits: Limits::default() }
+    fn of(config: &TrainConfig) -> Self {
+        let minutes = config.save_minutes;
+        // Bytes beyond what fits into 64 bits are no limit.
+        let bytes = (config.save_disk_gib * (1u64 << 30) as f64) as u64;
+        Self {
+            steps: (config.save_steps > 0).then_some(config.save_steps),
+            every: (minutes > 0.0)
+                .then(|| Duration::try_from_secs_f64(60.0 * minutes).unwrap_or(Duration::MAX)),
+            limits: Limits { others: Some(config.save_total_limit), bytes: Some(bytes) },
+        }
     }
 
     /// Whether a checkpoint is due after this step.

@@ -178,6 +178,7 @@ fn steps<K: Kernels>(
     run.result.trained_tokens = summary.trained_tokens;
     run.result.train_loss = summary.train_loss;
     run.result.initial_validation_loss = summary.initial_validation_loss;
+    // That of the adapter which is kept.
     run.result.validation_loss = summary.validation_loss;
     if summary.stopped {
         run.check_stopped()?;
@@ -286,8 +287,16 @@ fn facts(run: &Run<'_>, base: &Base, parts: &Parts, summary: &Summary) -> Vec<(S
     fact("BOS from", word(serde_json::to_value(bos)));
     fact("rank", spec.lora.r.to_string());
     fact("alpha", spec.lora.lora_alpha.to_string());
-    fact("epochs", spec.train.epochs.to_string());
-    fact("steps", summary.steps.to_string());
+    let (epochs, done) = (summary.epochs, summary.epochs_done);
+    fact(
+        "epochs",
+        if done < epochs as f64 { format!("{done} of at most {epochs}") } else { epochs.to_string() },
+    );
+    let (steps, kept) = (summary.steps, summary.kept_step);
+    fact(
+        "steps",
+        if kept < steps { format!("{steps}; the adapter is that of step {kept}") } else { steps.to_string() },
+    );
     fact("batch size", spec.train.batch_size.to_string());
     fact("learning rate", spec.train.learning_rate.to_string());
     fact("seed", spec.train.seed.to_string());

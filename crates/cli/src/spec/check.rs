@@ -20,6 +20,11 @@ pub(super) fn value(key: &Key, given: &Value) -> Result<Value, String> {
             _ => Err(expected("true or false", given)),
         },
         Kind::Int { min, max } => integer(given, min, max),
+        Kind::AutoOrInt { min, max } => match given {
+            Value::String(s) if s == "auto" => Ok(given.clone()),
+            Value::Number(n) if n.is_i64() || n.is_u64() => integer(given, min, max),
+            _ => Err(expected("\"auto\" or an integer", given)),
+        },
         Kind::Real(range) => match given.as_f64() {
             Some(x) if range.contains(x) => Ok(Value::from(x)),
             Some(_) => Err(format!("must be {}, found {given}", range.words())),

@@ -17,6 +17,13 @@ pub enum Kind {
         /// Largest value accepted.
         max: i64,
     },
+    /// `"auto"`, or an integer from `min` to `max`, both included.
+    AutoOrInt {
+        /// Smallest value accepted.
+        min: i64,
+        /// Largest value accepted.
+        max: i64,
+    },
     /// A finite number in a range.
     Real(Range),
     /// One of these words.
@@ -210,7 +217,17 @@ pub const KEYS: &[Key] = &[
         Kind::Flag,
         "Weight-decomposed LoRA; not supported yet, so only `false` is accepted.",
     ),
-    key("train.epochs", Kind::Int { min: 1, max: 10 }, "Passes over the training rows."),
+    key(
+        "train.epochs",
+        Kind::AutoOrInt { min: 1, max: 10 },
+        "Passes over the training rows. `auto` plans them by the number of rows and, where 20 or more are held out, ends \
+         when their loss no longer falls and keeps the best adapter.",
+    ),
+    key(
+        "train.max_epochs",
+        Kind::Int { min: 1, max: 10 },
+        "Most passes that `train.epochs = \"auto\"` may plan; a number given there is not bounded by it.",
+    ),
     key("train.batch_size", COUNT, "Examples per optimizer step."),
     key(
         "train.micro_batch_size",
@@ -242,13 +259,30 @@ pub const KEYS: &[Key] = &[
     key(
         "train.evals_per_epoch",
         COUNT_OR_NONE,
-        "Evaluations on the held-out rows per epoch; 0 turns them off.",
+        "Evaluations on the held-out rows per epoch; 0 turns them off. With `train.epochs = \"auto\"` at least two where 20 \
+         rows or more are held out.",
     ),
     key(
         "train.recompute",
         Kind::Choice(&["none", "mlp", "min2", "min"]),
         "What each layer computes again in the backward pass instead of keeping it: less memory, same result.",
     ),
+    key(
+        "train.save_steps",
+        COUNT_OR_NONE,
+        "Steps between two checkpoints; 0 leaves it to `train.save_minutes`.",
+    ),
+    key(
+        "train.save_minutes",
+        NOT_NEGATIVE,
+        "Minutes between two checkpoints; 0 leaves it to `train.save_steps`.",
+    ),
+    key(
+        "train.save_total_limit",
+        COUNT_OR_NONE,
+        "Checkpoints kept beside the best one, the last one and those at the ends of epochs.",
+    ),
+    key("train.save_disk_gib", POSITIVE, "Most that the checkpoints of a job may take on the disk, in GiB."),
     key(
         "preview.prompts",
         COUNT_OR_NONE,

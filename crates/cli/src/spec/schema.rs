@@ -59,6 +59,7 @@ fn property(key: &Key) -> Value {
             }
             p
         }
+        Kind::AutoOrInt { min, max } => json!({ "anyOf": [{ "const": "auto" }, integer(min, max)] }),
         Kind::Choice(choices) => json!({ "enum": choices }),
         Kind::Device => json!({ "type": "string", "pattern": "^(cpu|auto|cuda:[0-9]+)$" }),
         Kind::Targets => {

@@ -2,6 +2,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use tunesmith_train::Epochs;
+
 use super::keys::{KEYS, get};
 use super::*;
 
@@ -83,6 +85,7 @@ fn samples() -> Vec<(&'static str, &'static str, Value)> {
         ("lora.alpha_pattern", "{v_proj = 5}", json!({"v_proj": 5.0})),
         ("lora.use_rslora", "true", json!(true)),
         ("train.epochs", "5", json!(5)),
+        ("train.max_epochs", "4", json!(4)),
         ("train.batch_size", "3", json!(3)),
         ("train.micro_batch_size", "1", json!(1)),
         ("train.learning_rate", "1e-5", json!(1e-5)),
@@ -97,6 +100,10 @@ fn samples() -> Vec<(&'static str, &'static str, Value)> {
         ("train.seed", "11", json!(11)),
         ("train.evals_per_epoch", "2", json!(2)),
         ("train.recompute", "min2", json!("min2")),
+        ("train.save_steps", "50", json!(50)),
+        ("train.save_minutes", "0.5", json!(0.5)),
+        ("train.save_total_limit", "0", json!(0)),
+        ("train.save_disk_gib", "1.5", json!(1.5)),
         ("preview.prompts", "2", json!(2)),
         ("preview.max_new_tokens", "5", json!(5)),
     ]
@@ -138,7 +145,7 @@ fn later_sources_win_and_are_remembered() {
     let loaded =
         bench.load(&text, &["train.epochs=5", "train.batch_size=5", "train.batch_size=6"], &flags).unwrap();
     let train = &loaded.spec.train;
-    assert_eq!((train.epochs, train.batch_size, train.seed), (9, 6, 1));
+    assert_eq!((train.epochs, train.batch_size, train.seed), (Epochs::Fixed(9), 6, 1));
     assert_eq!(loaded.origins["train.epochs"], Origin::Flag("--epochs"));
     assert_eq!(loaded.origins["train.batch_size"], Origin::Set("train.batch_size=6".into()));
     assert_eq!(loaded.origins["train.seed"], Origin::File(bench.dir.path().join("job.toml"), 7));
@@ -201,8 +208,15 @@ fn values_out_of_kind_or_range_are_refused() {
     let bench = Bench::new();
     for (set, expected) in [
         ("train.epochs=11", "must be from 1 to 10, found 11"),
-        ("train.epochs=2.5", "expected an integer, found the number 2.5"),
-        ("train.epochs=true", "expected an integer, found the boolean true"),
+        ("train.epochs=2.5", "expected \"auto\" or an integer, found the number 2.5"),
+        ("train.epochs=true", "expected \"auto\" or an integer, found the boolean true"),
+        ("train.epochs=many", "expected \"auto\" or an integer, found the string \"many\""),
+        ("train.max_epochs=0", "must be from 1 to 10, found 0"),
+        ("train.max_epochs=auto", "expected an integer, found the string \"auto\""),
+        ("train.save_steps=-1", "must be at least 0, found -1"),
+        ("train.save_minutes=-1", "must be at least 0, found -1"),
+        ("train.save_total_limit=1.5", "expected an integer, found the number 1.5"),
+        ("train.save_disk_gib=0", "must be above 0, found 0"),
         ("train.batch_size=0", "must be at least 1"),
         ("train.batch_size=99999999999999999999", "is too large"),
         ("train.learning_rate=0", "must be above 0, found 0"),
@@ -342,8 +356,11 @@ fn the_schema_lists_every_key_with_its_default() {
         let property = schema.pointer(&pointer).unwrap_or_else(|| panic!("{pointer}"));
         assert_eq!(property["description"], json!(key.doc));
     }
-    assert_eq!(schema.pointer("/properties/train/properties/epochs/default"), Some(&json!(3)));
-    assert_eq!(schema.pointer("/properties/train/properties/epochs/maximum"), Some(&json!(10)));
+    assert_eq!(schema.pointer("/properties/train/properties/epochs/default"), Some(&json!("auto")));
+    let number = json!({ "type": "integer", "minimum": 1, "maximum": 10 });
+    let forms = json!([{ "const": "auto" }, number]);
+    assert_eq!(schema.pointer("/properties/train/properties/epochs/anyOf"), Some(&forms));
+    assert_eq!(schema.pointer("/properties/train/properties/max_epochs/maximum"), Some(&json!(10)));
     assert_eq!(schema["required"], json!(["base", "data"]));
     assert_eq!(schema.pointer("/properties/data/required"), Some(&json!(["train"])));
 }
