@@ -8,11 +8,13 @@ use std::time::Instant;
 
 use crate::args::TrainArgs;
 use crate::commands::deliver::{deliver, refuse_existing};
-use crate::commands::{generate::missing, load};
+use crate::commands::jobs::Booking;
+use crate::commands::watch::watched;
+use crate::commands::{generate::missing, load, serve};
 use crate::engine::{self, Run, Stop};
 use crate::error::CliError;
 use crate::progress::thousands;
-use crate::quote::Costs;
+use crate::quote::price;
 use crate::spec::JobSpec;
 use crate::{interrupt, out};
 use tunesmith_jobs::dir::{self as jobdir, Failure, JobDir, JobResult, Status, rfc3339_now};
@@ -36,7 +38,10 @@ impl From<CliError> for Failed {
 pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
     let spec = load(&args.job, &args.overrides)?.spec;
     preflight(&spec)?;
-    let job = jobdir::home().and_then(|home| JobDir::create(&home)).map_err(CliError::from)?;
+    let resolved = serde_json::to_value(&spec).map_err(|e| CliError::Internal(e.to_string()))?;
+    let home = jobdir::home().map_err(CliError::from)?;
+    let mut booking = Booking::open(&home)?;
+    let job = JobDir::create(&home).map_err(CliError::from)?;
     let stopping = "stopping; press Ctrl-C again to stop at once";
     let stop = interrupt::install_stop(stopping, Stop::Cancel, 130)?;
     let started = Instant::now();
@@ -45,22 +50,31 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
     result.started_at = rfc3339_now();
 
     let mut run = Run::new(&spec, &job, &stop, args.quiet, result);
-    let outcome = contained(|| {
-        job.write_spec(&spec)?;
+    let pulse = run.progress.pulse();
+    let work = || {
+        job.write_spec(&resolved)?;
+        booking.enter(&job, &resolved, &stop)?;
+        run.result.fence = booking.fence();
         let ready = engine::prepare(&mut run)?;
+        if let Some(started) = booking.take(&job, &spec.device, &stop, args.quiet)? {
+            (run.result.fence, run.result.attempt) = (started.fence, started.attempt);
+        }
         engine::train(&mut run, &ready)?;
         run.result.adapter = Some(job.adapter());
         run.result.adapter = Some(deliver(&spec, &job)?);
         Ok(())
-    });
+    };
+    let outcome = watched(job.path(), &stop, &pulse, || contained(work));
     run.progress.finish();
+    if matches!(outcome, Err(CliError::Paused)) {
+        return Err(paused(&mut booking, job, &home));
+    }
     let mut result = run.result;
     result.finished_at = rfc3339_now();
     result.seconds = started.elapsed().as_secs_f64();
     // Every token of the steps that were taken, as a quote counts them.
-    let costs = Costs::counted(result.tokens, result.trained_tokens, spec.train.epochs, result.steps);
-    let costs = costs.priced(args.price_per_million);
-    (result.price_per_million, result.price) = (costs.price_per_million, costs.price);
+    result.price_per_million = args.price_per_million;
+    result.price = args.price_per_million.map(|per_million| price(result.tokens, per_million));
     result.status = match &outcome {
         Ok(()) => Status::Success,
         Err(CliError::Cancelled) => Status::Cancelled,
@@ -75,6 +89,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
         }
         (outcome, written) => outcome.and(written),
     };
+    booking.end(&job, &result);
 
     if let (true, Some(before), Some(after)) =
         (outcome.is_ok(), result.initial_validation_loss, result.validation_loss)
@@ -103,6 +118,19 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
         }
         Failed { error, reported: args.json }
     })
+}
+
+/// The job stopped at a checkpoint, as somebody asked for from elsewhere, and goes on without this terminal.
+fn paused(booking: &mut Booking, job: JobDir, home: &Path) -> Failed {
+    let id = job.id().to_owned();
+    let left = booking.pause();
+    // Whoever goes on with it must find its lock free, and not before the store knows.
+    drop(job);
+    if let Err(error) = left.and_then(|()| serve::ensure(home)) {
+        return error.into();
+    }
+    out::note(&format!("job {id} is to pause; `tunesmith resume {id}` lets it go on, without this terminal"));
+    CliError::Paused.into()
 }
 
 /// Runs the work; a panic in it becomes an error, so that the job still gets its result.
