@@ -36,9 +36,9 @@ fn show_lists_the_newest_first_with_status_and_steps() {
     let lines: Vec<&str> = ran.ok().stdout.lines().collect();
     assert_eq!(lines.len(), 6, "{ran:?}");
     for (line, id, texts) in [
-        (lines[2], &waiting, &["fourth", "pending (queued)", "waits for"][..]),
-        (lines[3], &running, &["third", "in_progress (tr", "10/40 25%", "cpu"]),
-        (lines[4], &failed, &["second", "error", "row 3 is"]),
+        (lines[2], &waiting, &["fourth", "pending (queued)", "waits for the device"][..]),
+        (lines[3], &running, &["third", "in_progress (training)", "10/40 25%", "cpu"]),
+        (lines[4], &failed, &["second", "error", "row 3 is bad"]),
         (lines[5], &done, &["first", "success", "base"]),
     ] {
         assert!(line.starts_with(id.as_str()), "{line}\n{}", ran.stdout);
