@@ -57,9 +57,14 @@ impl Costs {
     /// With the price of all training tokens.
     #[must_use]
     pub fn priced(self, per_million: Option<f64>) -> Self {
-        let price = per_million.map(|price| price * self.tokens as f64 / 1e6);
+        let price = per_million.map(|per_million| price(self.tokens, per_million));
         Self { price_per_million: per_million, price, ..self }
     }
+}
+
+/// The price of so many training tokens.
+pub fn price(tokens: usize, per_million: f64) -> f64 {
+    per_million * tokens as f64 / 1e6
 }
 
 impl Plan {

@@ -12,7 +12,7 @@ use crate::commands::{generate::missing, load};
 use crate::engine::{self, Run, Stop};
 use crate::error::CliError;
 use crate::progress::thousands;
-use crate::quote::Costs;
+use crate::quote::price;
 use crate::spec::JobSpec;
 use crate::{interrupt, out};
 use tunesmith_jobs::dir::{self as jobdir, Failure, JobDir, JobResult, Status, rfc3339_now};
@@ -58,9 +58,8 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
     result.finished_at = rfc3339_now();
     result.seconds = started.elapsed().as_secs_f64();
     // Every token of the steps that were taken, as a quote counts them.
-    let costs = Costs::counted(result.tokens, result.trained_tokens, spec.train.epochs, result.steps);
-    let costs = costs.priced(args.price_per_million);
-    (result.price_per_million, result.price) = (costs.price_per_million, costs.price);
+    result.price_per_million = args.price_per_million;
+    result.price = args.price_per_million.map(|per_million| price(result.tokens, per_million));
     result.status = match &outcome {
         Ok(()) => Status::Success,
         Err(CliError::Cancelled) => Status::Cancelled,
