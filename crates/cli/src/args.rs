@@ -77,6 +77,9 @@ pub(crate) enum Command {
     /// Job files: their keys, and what one resolves to
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Run a chat template for another process of this program
+    #[command(name = crate::engine::TEMPLATE_HELPER, hide = true)]
+    TemplateHelper,
     /// Print a completion script for a shell
     #[command(after_help = "Example:
   tunesmith completions bash > ~/.local/share/bash-completion/completions/tunesmith")]
@@ -242,7 +245,7 @@ impl Command {
             Self::Data(command) => command.json(),
             Self::Adapter(AdapterCommand::Inspect { json, .. })
             | Self::Config(ConfigCommand::Show { json, .. }) => *json,
-            Self::Config(ConfigCommand::Schema) | Self::Completions { .. } => false,
+            Self::Config(ConfigCommand::Schema) | Self::TemplateHelper | Self::Completions { .. } => false,
         }
     }
 }

@@ -60,6 +60,9 @@ fn dispatch(command: &Command) -> Result<ExitCode, Failed> {
                 return Ok(ExitCode::from(error::BAD_DATA));
             }
         }
+        Command::TemplateHelper => {
+            tunesmith_data::serve_templates().map_err(|e| CliError::Internal(e.to_string()))?;
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "tunesmith", &mut script);
