@@ -4,6 +4,7 @@
 
 mod adapter;
 mod check;
+mod checkpoints;
 mod config;
 mod generate;
 mod jobs;
