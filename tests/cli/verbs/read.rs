@@ -23,6 +23,17 @@ fn an_empty_workspace_says_how_to_make_a_job() {
 }
 
 #[test]
+fn every_verb_has_an_example_in_its_help() {
+    let kit = Kit::new();
+    let all = kit.run(&["--help"]).ok().stdout.clone();
+    for verb in ["create", "show", "describe", "cancel", "pause", "resume", "retry", "logs", "rm", "doctor"] {
+        let help = kit.run(&[verb, "--help"]).ok().stdout.clone();
+        assert!(help.contains("Example") && help.contains(&format!("  tunesmith {verb}")), "{verb}: {help}");
+        assert!(all.contains(&format!("\n  {verb} ")), "{verb} is not in\n{all}");
+    }
+}
+
+#[test]
 fn show_lists_the_newest_first_with_status_and_steps() {
     let mut kit = Kit::new();
     let done = kit.over("first\u{1b}[31m", State::Succeeded, None);

@@ -64,7 +64,8 @@ impl Whole {
     fn until(&self, id: &str, what: impl Fn(&Value) -> bool) -> Value {
         let started = Instant::now();
         loop {
-            let job = self.job(id);
+            // It may not be there yet.
+            let job = self.run(&["describe", id, "--json"]).json();
             if what(&job) {
                 return job;
             }
@@ -202,7 +203,7 @@ fn a_job_pauses_and_goes_on_where_it_was() {
 fn a_cancelled_job_is_retried_from_its_checkpoint() {
     let whole = Whole::long();
     let id = whole.create("a", &["--epochs", "2"]);
-    whole.until(&id, |job| job["checkpoints"].as_array().unwrap().len() > 1);
+    whole.until(&id, |job| job["checkpoints"].as_array().is_some_and(|all| all.len() > 1));
     let watch = whole.spawn(&["describe", "a", "--watch"]);
     let ran = whole.run(&["cancel", "a", "--wait"]);
     assert_eq!(ran.ok().stdout, "a: cancelled\n");
@@ -296,7 +297,7 @@ fn a_job_paused_in_the_terminal_goes_on_without_it() {
 fn a_terminal_that_dies_leaves_its_job_to_the_supervisor() {
     let whole = Whole::long();
     let mut train = whole.spawn(&["train", "job.toml", "--set", "name=a", "--epochs", "1"]);
-    whole.until("a", |job| job["checkpoints"].as_array().unwrap().len() > 1);
+    whole.until("a", |job| job["checkpoints"].as_array().is_some_and(|all| all.len() > 1));
     train.kill().unwrap();
     train.wait().unwrap();
     whole.run(&["describe", "a", "--watch"]).ok();
