@@ -289,6 +289,10 @@ fn the_last_batch_of_an_epoch_is_used() {
     let got: Vec<(usize, usize)> = events.steps().iter().map(|s| (s.1, s.2)).collect();
     assert_eq!(got, want);
     assert_eq!((summary.steps, summary.total_steps, summary.stopped), (6, 6, false));
+    // The loss of the run is that of its last epoch, by tokens.
+    let last = &events.steps()[3..];
+    let (sum, tokens) = last.iter().fold((0.0, 0), |(s, n), step| (s + step.0 * step.2 as f64, n + step.2));
+    assert_eq!(summary.train_loss, Some(sum / tokens as f64));
     assert_eq!(summary.tokens, 2 * data.iter().map(|r| r.ids.len()).sum::<usize>());
 }
 

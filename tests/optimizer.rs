@@ -147,3 +147,42 @@ fn rows_of_a_step_have_masks_of_their_own() {
         assert_eq!(loss(2, 0.3), loss(2, 0.3));
     }
 }
+
+/// A step or an evaluation given up between micro-batches leaves no trace: what follows has the same bits.
+#[test]
+fn work_given_up_changes_nothing() {
+    let model = TinyModel::new(specs().remove(0), 5);
+    let data = rows(model.spec.vocab_size, &[9, 12, 5, 7]);
+    let batch: Vec<&Example> = data.iter().collect();
+    let config = TrainConfig { batch_size: 4, micro_batch_size: 1, ..TrainConfig::default() };
+    let run = |gives_up: bool| {
+        let mut trainer = trainer(&model, &config, 0.3, &data);
+        let mut outcomes = Vec::new();
+        for step in 0..3 {
+            for micro_batches in 1..4 {
+                let mut left = micro_batches;
+                let mut go_on = || {
+                    left -= 1;
+                    left > 0
+                };
+                if gives_up && step % 2 == 0 {
+                    assert_eq!(trainer.step_while(&batch, 0.01, &mut go_on).unwrap(), None);
+                } else if gives_up {
+                    assert_eq!(trainer.evaluate_while(&batch, &mut go_on).unwrap(), None);
+                }
+            }
+            outcomes.push(trainer.step(&batch, 0.01).unwrap());
+        }
+        (outcomes, trainer.decoder().parameters().unwrap())
+    };
+    assert!(run(true) == run(false));
+    // A no after the last micro-batch comes too late: all is done.
+    let mut trainer = trainer(&model, &config, 0.0, &data);
+    let mut asked = 0;
+    let mut at_last = || {
+        asked += 1;
+        asked < 4
+    };
+    assert!(trainer.step_while(&batch, 0.01, &mut at_last).unwrap().is_some());
+    assert_eq!(asked, 4);
+}

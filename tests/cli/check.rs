@@ -312,3 +312,36 @@ fn a_job_finds_nothing_in_rows_that_differ_and_goes_by_its_own_split() {
     let none = quote(&["--set", "data.validation_split=0"]);
     assert!(!none.contains("held out") && none.contains("note: at least 12 rows nearly equal"), "{none}");
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_template_that_nobody_knows_is_run_in_limits() {
+    let bench = Bench::new();
+    let source = root().join("tests/fixtures/support-base-4m");
+    for file in fs::read_dir(&source).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()) {
+        bench.write(
+            &format!("model/{}", file.file_name().unwrap().to_str().unwrap()),
+            fs::read(&file).unwrap(),
+        );
+    }
+    let config = fs::read(source.join("tokenizer_config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    let known = config["chat_template"]
+        .as_str()
+        .map_or_else(|| fs::read_to_string(source.join("chat_template.jinja")).unwrap(), str::to_owned);
+    let _ = fs::remove_file(bench.path("model/chat_template.jinja"));
+    let mut with = |template: String| {
+        config["chat_template"] = json!(template);
+        bench.write("model/tokenizer_config.json", config.to_string());
+        let ran = bench.run(&["data", "check", "rows.jsonl", "--base", "model", "--json"]);
+        (ran.code, ran.json()["check"]["train"].clone())
+    };
+    bench.write("rows.jsonl", rows(40));
+    let (_, native) = with(known.clone());
+    let (code, helped) = with(known + "{# mine #}");
+    assert_eq!((code, helped), (0, native));
+    bench.write("rows.jsonl", rows(1));
+    let (code, report) = with("{{ ([[0] * 99999] * 99999) == ([[0] * 99999] * 99999) }}".to_owned());
+    let said = report["data"]["bad_rows"][0]["message"].as_str().unwrap();
+    assert!(code == 65 && said.contains("it took more than 5 seconds of computing"), "{said}");
+}

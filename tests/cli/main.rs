@@ -14,3 +14,4 @@ mod support;
 mod tables;
 mod train;
 mod usage;
+mod verbs;

@@ -119,6 +119,9 @@ pub(crate) enum Command {
     Worker(WorkerArgs),
     /// Look after the jobs of the workspace: start them, watch them, go on after crashes
     Serve(ServeArgs),
+    /// Run a chat template for another process of this program
+    #[command(name = crate::engine::TEMPLATE_HELPER, hide = true)]
+    TemplateHelper,
     /// Print a completion script for a shell
     #[command(after_help = "Example:
   tunesmith completions bash > ~/.local/share/bash-completion/completions/tunesmith")]
@@ -339,6 +342,7 @@ impl Command {
             Self::Config(ConfigCommand::Schema)
             | Self::Worker(_)
             | Self::Serve(_)
+            | Self::TemplateHelper
             | Self::Completions { .. } => false,
         }
     }

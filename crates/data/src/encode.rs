@@ -9,7 +9,7 @@ use crate::error::{Error, RowError};
 use crate::example::Example;
 use crate::rows::{Message, Row, RowContent};
 use crate::source::Place;
-use crate::template::{ChatTemplate, Now, Rendered};
+use crate::template::{ChatTemplate, Now, Rendered, TemplateHelper};
 use crate::tokenizer::{TextTokenizer, Tokens};
 
 /// Whether rows go through the model's chat template.
@@ -133,6 +133,15 @@ impl Encoder {
             return Err(Error::NoTemplate { path: dir.to_owned() });
         }
         Self::new(tokenizer, template, config_eos)
+    }
+
+    /// Has a template that is not a known one run by helper processes ([`ChatTemplate::with_helper`]).
+    ///
+    /// # Errors
+    /// [`Error::TemplateHelper`].
+    pub fn with_template_helper(mut self, helper: &TemplateHelper) -> Result<Self, Error> {
+        self.template = self.template.map(|template| template.with_helper(helper)).transpose()?;
+        Ok(self)
     }
 
     /// The tokenizer.

@@ -106,6 +106,14 @@ pub enum Error {
         /// The template engine's reason, with the line.
         what: String,
     },
+    /// The process that runs an unknown chat template does not start.
+    #[error("the process that runs the model's chat template, `{}`, could not be started ({source}); train with template = \"none\", or start it where processes may start others", path.display())]
+    TemplateHelper {
+        /// The program.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
     /// A chat template was asked for, but the model has none.
     #[error(
         "`{}` has no chat template (no `chat_template.jinja`, no `chat_template` in `tokenizer_config.json`); add one or use template = \"none\"",

@@ -37,5 +37,5 @@ pub use tables::{
     Column, Exported, Kind, LoadOrigin, MayRead, Origin, QueryLimits, QueryOptions, Snapshot, SnapshotRef,
     SplitOptions, TableError, TableName, TableRef, TableRows, Tables, TrainingData, open_training_data,
 };
-pub use template::{ChatTemplate, Now, Rendered, SpecialTokens};
+pub use template::{ChatTemplate, Now, Rendered, SpecialTokens, TemplateHelper, serve_templates};
 pub use tokenizer::{DecodeStream, TextTokenizer, Tokens};

@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use crate::args::TrainArgs;
 use crate::commands::deliver::{deliver, refuse_existing};
-use crate::commands::{generate::missing, load};
+use crate::commands::jobs::Booking;
+use crate::commands::watch::watched;
+use crate::commands::{generate::missing, load, serve};
 use crate::engine::{self, Run, Stop};
 use crate::error::CliError;
 use crate::progress::thousands;
@@ -36,7 +38,10 @@ impl From<CliError> for Failed {
 pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
     let spec = load(&args.job, &args.overrides)?.spec;
     preflight(&spec)?;
-    let job = jobdir::home().and_then(|home| JobDir::create(&home)).map_err(CliError::from)?;
+    let resolved = serde_json::to_value(&spec).map_err(|e| CliError::Internal(e.to_string()))?;
+    let home = jobdir::home().map_err(CliError::from)?;
+    let mut booking = Booking::open(&home)?;
+    let job = JobDir::create(&home).map_err(CliError::from)?;
     let stopping = "stopping; press Ctrl-C again to stop at once";
     let stop = interrupt::install_stop(stopping, Stop::Cancel, 130)?;
     let started = Instant::now();
@@ -45,15 +50,25 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
     result.started_at = rfc3339_now();
 
     let mut run = Run::new(&spec, &job, &stop, args.quiet, result);
-    let outcome = contained(|| {
-        job.write_spec(&spec)?;
+    let pulse = run.progress.pulse();
+    let work = || {
+        job.write_spec(&resolved)?;
+        booking.enter(&job, &resolved, &stop)?;
+        run.result.fence = booking.fence();
         let ready = engine::prepare(&mut run)?;
+        if let Some(started) = booking.take(&job, &spec.device, &stop, args.quiet)? {
+            (run.result.fence, run.result.attempt) = (started.fence, started.attempt);
+        }
         engine::train(&mut run, &ready)?;
         run.result.adapter = Some(job.adapter());
         run.result.adapter = Some(deliver(&spec, &job)?);
         Ok(())
-    });
+    };
+    let outcome = watched(job.path(), &stop, &pulse, || contained(work));
     run.progress.finish();
+    if matches!(outcome, Err(CliError::Paused)) {
+        return Err(paused(&mut booking, job, &home));
+    }
     let mut result = run.result;
     result.finished_at = rfc3339_now();
     result.seconds = started.elapsed().as_secs_f64();
@@ -74,6 +89,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
         }
         (outcome, written) => outcome.and(written),
     };
+    booking.end(&job, &result);
 
     if let (true, Some(before), Some(after)) =
         (outcome.is_ok(), result.initial_validation_loss, result.validation_loss)
@@ -102,6 +118,19 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
         }
         Failed { error, reported: args.json }
     })
+}
+
+/// The job stopped at a checkpoint, as somebody asked for from elsewhere, and goes on without this terminal.
+fn paused(booking: &mut Booking, job: JobDir, home: &Path) -> Failed {
+    let id = job.id().to_owned();
+    let left = booking.pause();
+    // Whoever goes on with it must find its lock free, and not before the store knows.
+    drop(job);
+    if let Err(error) = left.and_then(|()| serve::ensure(home)) {
+        return error.into();
+    }
+    out::note(&format!("job {id} is to pause; `tunesmith resume {id}` lets it go on, without this terminal"));
+    CliError::Paused.into()
 }
 
 /// Runs the work; a panic in it becomes an error, so that the job still gets its result.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use tunesmith_data::{Encoder, Now, TemplateChoice};
+use tunesmith_data::{Encoder, Now, TemplateChoice, TemplateHelper};
 use tunesmith_model::hub::{self, HubOptions};
 use tunesmith_model::peft::LoraConfig;
 use tunesmith_model::{Checkpoint, Decoder, ModelConfig};
@@ -11,6 +11,9 @@ use tunesmith_ops::Kernels;
 use super::Source;
 use crate::error::CliError;
 use crate::progress::Progress;
+
+/// The command that [`tunesmith_data::serve_templates`] is behind.
+pub(crate) const TEMPLATE_HELPER: &str = "template-helper";
 
 /// A base model whose files are here and make sense; its weights are not read yet.
 #[derive(Debug)]
@@ -41,6 +44,7 @@ impl Base {
         };
         let config = ModelConfig::from_dir(&dir)?;
         let encoder = Encoder::from_dir(&dir, template, &config.eos_token_ids, Now::utc())?;
+        let encoder = encoder.with_template_helper(&template_helper())?;
         encoder.tokenizer().check_vocab_size(config.vocab_size)?;
         Ok(Self { dir, config, encoder })
     }
@@ -71,5 +75,15 @@ impl Base {
         let checkpoint = Checkpoint::open(&self.dir)?;
         let mut show = |done, total| progress.loading(done, total);
         Ok(Decoder::load(kernels, self.config.clone(), &checkpoint, lora, &mut show)?)
+    }
+}
+
+/// This program, told to run templates and nothing else.
+fn template_helper() -> TemplateHelper {
+    // By its link the program is found even when it was replaced while it runs.
+    let program = if cfg!(target_os = "linux") { None } else { std::env::current_exe().ok() };
+    TemplateHelper {
+        program: program.unwrap_or_else(|| PathBuf::from("/proc/self/exe")),
+        args: vec![TEMPLATE_HELPER.into()],
     }
 }

@@ -26,6 +26,7 @@ use crate::progress::Progress;
 use crate::spec::{JobSpec, is_repo_id};
 use tunesmith_jobs::dir::{EventLog, JobDir, JobResult};
 
+pub(crate) use base::TEMPLATE_HELPER;
 pub use check::{CheckRequest, Checked, check};
 pub use device::{all as devices, check as check_device};
 pub use generate::generate;

@@ -113,7 +113,7 @@ pub struct SourceOptions {
 pub struct Limits {
     /// The longest record in bytes.
     pub line_bytes: usize,
-    /// The most bytes that one file unpacks to.
+    /// The most bytes that one file has, unpacked.
     pub output_bytes: u64,
     /// The most bytes that one stored byte unpacks to.
     pub ratio: u64,

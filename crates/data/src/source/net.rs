@@ -7,8 +7,9 @@ use std::sync::Once;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey as Setting};
-use object_store::client::{HttpClient, HttpConnector};
+use object_store::client::{HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService};
 use object_store::http::{HttpBuilder, HttpStore};
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 use url::{Host, Url};
@@ -126,7 +127,44 @@ impl HttpConnector for Connector {
         let client = builder.build();
         let client =
             client.map_err(|e| object_store::Error::Generic { store: "HTTP", source: Box::new(e) })?;
-        Ok(HttpClient::new(client))
+        Ok(HttpClient::new(Unmeasured(client)))
+    }
+}
+
+/// The length that stands for a file whose server does not say it.
+pub(super) const UNKNOWN_LENGTH: u64 = i64::MAX as u64;
+
+/// Lets replies without a length pass, where the transfer itself tells its end: in chunks, or by HTTP/2. One that ends
+/// with its connection could be cut off unseen, and stays without.
+#[derive(Debug)]
+struct Unmeasured(reqwest::Client);
+
+impl HttpService for Unmeasured {
+    fn call<'a, 'b>(&'a self, request: HttpRequest) -> BoxFuture<'b, Result<HttpResponse, HttpError>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        Box::pin(async move {
+            let mut response = self.0.call(request).await?;
+            let version = format!("{:?}", response.version());
+            let headers = response.headers_mut();
+            let chunked = headers.get("transfer-encoding").is_some_and(|coding| {
+                coding
+                    .to_str()
+                    .is_ok_and(|coding| coding.to_ascii_lowercase().trim_end().ends_with("chunked"))
+            });
+            let length = UNKNOWN_LENGTH.to_string().parse();
+            if !headers.contains_key("content-length")
+                && (chunked || version == "HTTP/2.0")
+                && let Ok(length) = length
+            {
+                headers.insert("content-length", length);
+                // A part of it cannot be asked for again by its bounds.
+                headers.remove("etag");
+            }
+            Ok(response)
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::error::Error as _;
 use object_store::client::{HttpError, HttpErrorKind};
 
 use super::SourceError;
-use super::net::Network;
+use super::net::{Network, UNKNOWN_LENGTH};
 use crate::error::Error;
 
 /// The error for `name`. `progress`: bytes read and bytes announced, once reading began.
@@ -71,10 +71,13 @@ fn broken(error: &object_store::Error, progress: Option<(u64, u64)>, network: &N
     let mut sources = std::iter::successors(error.source(), |&e| e.source());
     let kind = sources.find_map(|e| e.downcast_ref::<HttpError>()).map(HttpError::kind);
     let (cause, tries, silence) = (cause(error), tries(network), network.read_timeout);
+    let progress = progress.map(|(read, size)| match size {
+        UNKNOWN_LENGTH => format!("{read} bytes"),
+        _ => format!("{read} of {size} bytes"),
+    });
     match (kind, progress) {
-        (Some(HttpErrorKind::Timeout), Some((read, size))) => format!(
-            "the server fell silent for {silence:?} behind {read} of {size} bytes; try again, or download it and give \
-             its path"
+        (Some(HttpErrorKind::Timeout), Some(progress)) => format!(
+            "the server fell silent for {silence:?} behind {progress}; try again, or download it and give its path"
         ),
         (Some(HttpErrorKind::Timeout), None) => {
             format!(
@@ -87,9 +90,7 @@ fn broken(error: &object_store::Error, progress: Option<(u64, u64)>, network: &N
         (Some(HttpErrorKind::Connect), None) => {
             format!("cannot connect after one try{tries} ({cause}); check the address and the network")
         }
-        (_, Some((read, size))) => {
-            format!("the connection broke behind {read} of {size} bytes ({cause}); try again")
-        }
+        (_, Some(progress)) => format!("the connection broke behind {progress} ({cause}); try again"),
         (_, None) => format!("the request failed ({cause}); check the address and the network"),
     }
 }

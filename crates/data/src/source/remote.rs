@@ -155,7 +155,7 @@ impl Address {
                     return Ok(());
                 }
             }
-            if read == size {
+            if read == size || size == net::UNKNOWN_LENGTH {
                 return Ok(());
             }
             let what = format!("the server sent {read} of {size} bytes; try again");

@@ -82,6 +82,7 @@ struct Capped {
     tally: Arc<Tally>,
     limits: Limits,
     name: String,
+    packed: bool,
 }
 
 impl Read for Capped {
@@ -91,7 +92,8 @@ impl Read for Capped {
         let Limits { ratio, ratio_after, output_bytes, .. } = self.limits;
         let stored = self.tally.bytes();
         let what = if self.out > output_bytes {
-            format!("it unpacks to more than {output_bytes} bytes; split it or raise the bound")
+            let does = if self.packed { "unpacks to" } else { "has" };
+            format!("it {does} more than {output_bytes} bytes; split it or raise the bound")
         } else if self.out > ratio_after && self.out / ratio > stored {
             format!(
                 "it unpacks to more than {ratio} times its size ({} bytes from {stored}), as only bombs do; \
@@ -143,7 +145,8 @@ impl Text {
             }
         };
         let (tally, limits, out) = (Arc::clone(tally), limits.clone(), 0);
-        let capped = Capped { inner: unpacked, out, tally, limits, name: name.to_owned() };
+        let packed = packing != Packing::Plain;
+        let capped = Capped { inner: unpacked, out, tally, limits, name: name.to_owned(), packed };
         let (head, rest) = peek(capped).map_err(|e| origin.broken(e, 0))?;
         if packing != Packing::Plain {
             format::check(&format!("{name} (unpacked)"), &head, Packing::Plain)?;

@@ -2,8 +2,8 @@
 //!
 //! The engine counts steps and the bytes it makes ("fuel"). What it does not count is counted or refused here: the
 //! depth of its source, text formatted to a width, and the size of nested lists and maps, which grow twofold with each
-//! `[x, x]`. One gap is known: `x ~ ''` and `x == y` walk a list that one expression repeated (`[x] * 100000`) without
-//! counting.
+//! `[x, x]`. What one expression does is counted when it is done, so that `x ~ ''` or `x == y` on lists that the same
+//! expression built can take any memory and time here: against that stand the limits of a process (`helper`).
 
 use std::io::{self, Write};
 use std::sync::Arc;

@@ -1,12 +1,14 @@
 //! Hugging Face chat templates: the model's own Jinja template, rendered as `apply_chat_template` does.
 //!
 //! Templates come with models and are not trusted. One can only print text of the conversation and its own, inside
-//! bounds of steps, memory and output (`bounds`); known ones are not run at all (`native`). What a message says is not
-//! trusted either: where it spells out a control token, the rendering says so (`control`).
+//! bounds of steps, memory and output (`bounds`), and best in a process of its own with limits (`helper`); known ones
+//! are not run at all (`native`). What a message says is not trusted either: where it spells out a control token, the
+//! rendering says so (`control`).
 
 mod bounds;
 mod clock;
 mod control;
+mod helper;
 mod jinja;
 mod keep;
 mod marks;
@@ -22,6 +24,8 @@ use minijinja::{Environment, ErrorKind, Value};
 use self::bounds::{Budget, Output};
 pub use self::clock::Now;
 use self::control::{ControlTexts, Side};
+use self::helper::Helpers;
+pub use self::helper::{TemplateHelper, serve_templates};
 use self::native::{Renderer, Talk};
 use crate::error::{Error, RowError};
 use crate::rows::Message;
@@ -53,6 +57,7 @@ pub struct ChatTemplate {
     native: Option<Renderer>,
     now: Now,
     control: ControlTexts,
+    helpers: Option<Helpers>,
 }
 
 impl ChatTemplate {
@@ -75,6 +80,7 @@ impl ChatTemplate {
             native,
             now,
             control: ControlTexts::default(),
+            helpers: None,
         })
     }
 
@@ -102,6 +108,18 @@ impl ChatTemplate {
     {
         self.control = ControlTexts::new(texts.into_iter().map(Into::into).collect());
         self
+    }
+
+    /// Has the template run by helper processes, in limits of memory and time that hold whatever it does. A known one
+    /// ([`ChatTemplate::is_native`]) needs none and stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::TemplateHelper`] when the helper cannot be started.
+    pub fn with_helper(mut self, helper: &TemplateHelper) -> Result<Self, Error> {
+        if !self.is_native() {
+            self.helpers = Some(Helpers::start(helper, &self)?);
+        }
+        Ok(self)
     }
 
     /// The template's own text, unchanged.
@@ -178,6 +196,14 @@ impl ChatTemplate {
     }
 
     fn run(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Rendered, RowError> {
+        match &self.helpers {
+            Some(helpers) => helpers.render(messages, add_generation_prompt),
+            None => self.run_here(messages, add_generation_prompt),
+        }
+    }
+
+    /// Runs the template in this process.
+    fn run_here(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Rendered, RowError> {
         let list: Vec<Value> = messages.iter().map(message_value).collect();
         let mut context: Vec<(&str, Value)> =
             self.tokens.iter().map(|(key, text)| (key.as_str(), Value::from(text.as_str()))).collect();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use parquet::basic::Compression;
-use tunesmith_data::{Network, SourceOptions};
+use tunesmith_data::{Limits, Network, SourceOptions};
 
 use crate::kit::{Outcome, gzip, parquet_text, read_all};
 use crate::server::{Answer, Server};
@@ -79,11 +79,34 @@ fn refusals_are_sentences() {
         "`URL`: the server answers with status 418; check the address"
     );
     assert_eq!(
-        fault(vec![Answer::Raw(
-            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n".to_vec()
-        )]),
+        fault(vec![Answer::Raw(b"HTTP/1.1 200 OK\r\n\r\n{}\n".to_vec())]),
         "`URL`: the server does not say how long the file is; download it and give its path"
     );
+}
+
+#[test]
+fn a_file_that_comes_in_chunks_needs_no_length() {
+    let head = "HTTP/1.1 200 OK\r\netag: \"x\"\r\ntransfer-encoding: chunked\r\n\r\n";
+    let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+    let (first, second) = str::from_utf8(ROWS).unwrap().split_at(13);
+    let whole = [head, &chunk(first), &chunk(second), "0\r\n\r\n"].concat();
+    let server = Server::start(vec![Answer::Raw(whole.clone().into_bytes())]);
+    let outcome = read(server.url("data.jsonl"), quick());
+    assert_eq!(outcome.files[0].sha256, crate::kit::sha256(ROWS));
+    assert_eq!(outcome.objects().len(), 2);
+    // What is cut off is no end, between chunks as little as inside of one.
+    for cut in [whole.len() - 5, whole.len() - 9] {
+        let broken = fault(vec![Answer::Raw(whole.as_bytes()[..cut].to_vec())]);
+        let read = if cut == whole.len() - 5 { "20" } else { "1" };
+        assert!(broken.starts_with(&format!("`URL`: the connection broke behind {read}")), "{broken}");
+        assert!(!broken.contains(" of "), "{broken}");
+    }
+    // The bound of a file holds without a length.
+    let limits = Limits { output_bytes: 15, ..Limits::default() };
+    let server = Server::start(vec![Answer::Raw(whole.into_bytes())]);
+    let options = SourceOptions { limits, network: quick(), ..SourceOptions::default() };
+    let outcome = read_all(&[server.url("data.jsonl")], &options);
+    assert!(outcome.fault.unwrap().ends_with("it has more than 15 bytes; split it or raise the bound"));
 }
 
 #[test]

@@ -109,3 +109,13 @@ fn bombs_end_in_a_sentence() {
         assert!(outcome.rows.len() > 40);
     }
 }
+
+#[test]
+fn plain_files_end_at_the_bound_too() {
+    let folder = Folder::new();
+    let path = [folder.write("a.jsonl", "{\"a\": \"x\"}\n".repeat(1000).as_bytes()).display().to_string()];
+    let limits = Limits { output_bytes: 6000, ..Limits::default() };
+    let outcome = read_all(&path, &SourceOptions { limits, ..SourceOptions::default() });
+    let fault = folder.bare(&outcome.fault.unwrap());
+    assert_eq!(fault, "`a.jsonl`: it has more than 6000 bytes; split it or raise the bound");
+}

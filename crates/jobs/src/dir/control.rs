@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::files::write_shared;
 use super::{FORMAT_VERSION, Failure, write_atomic};
 use crate::{Desired, Error};
 
@@ -61,9 +62,10 @@ impl Control {
         Ok(read_json(&dir.join("control"))?.unwrap_or(Self { want: Desired::Run, generation: 0 }))
     }
 
-    /// Writes `control`; a reader sees the old one or the new one.
+    /// Writes `control`; a reader sees the old one or the new one. A command and the supervisor may do it at one time.
     pub fn write(self, dir: &Path) -> Result<(), Error> {
-        write_json(&dir.join("control"), &self)
+        let path = dir.join("control");
+        write_shared(&path, &json_line(&path, &self)?)
     }
 }
 
@@ -189,10 +191,14 @@ pub(super) fn read_versioned<T: DeserializeOwned>(path: &Path) -> Result<Option<
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+    write_atomic(path, &json_line(path, value)?)
+}
+
+fn json_line(path: &Path, value: &impl Serialize) -> Result<Vec<u8>, Error> {
     let mut text = serde_json::to_vec(value)
         .map_err(|e| Error::Json { path: path.to_owned(), message: e.to_string() })?;
     text.push(b'\n');
-    write_atomic(path, &text)
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -209,6 +215,23 @@ mod tests {
         assert_eq!(Control::read(dir.path()).unwrap().generation, 3);
         fs::write(dir.path().join("control"), "{\"want\":").unwrap();
         assert!(Control::read(dir.path()).unwrap_err().to_string().contains("control`"));
+    }
+
+    #[test]
+    fn control_may_be_written_from_many_sides() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                scope.spawn(move || {
+                    for n in 0..25 {
+                        Control { want: Desired::Run, generation: 100 * thread + n }.write(path).unwrap();
+                        Control::read(path).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(path).unwrap().count(), 1);
     }
 
     #[test]

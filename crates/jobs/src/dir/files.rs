@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
@@ -11,8 +12,19 @@ use crate::Error;
 /// Writes a file so that a reader, and the disk after a power cut, has the old content or the new: a temporary file
 /// beside it, fsync, rename, fsync of the directory.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    write_atomic_by(path, ".tmp", bytes)
+}
+
+/// [`write_atomic`] for a file that several processes may write at one time: the last one wins.
+pub(crate) fn write_shared(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    write_atomic_by(path, &format!(".{}-{count}.tmp", std::process::id()), bytes)
+}
+
+fn write_atomic_by(path: &Path, end: &str, bytes: &[u8]) -> Result<(), Error> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
+    name.push(end);
     let temporary = path.with_file_name(name);
     let write = || -> io::Result<()> {
         let mut file = File::create(&temporary)?;

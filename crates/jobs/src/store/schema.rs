@@ -188,6 +188,8 @@ pub(super) fn fault(path: &Path, error: rusqlite::Error) -> Error {
         Some(ErrorCode::DiskFull) => {
             Error::at("write", path)(std::io::Error::from(std::io::ErrorKind::StorageFull))
         }
+        // SQLite does not tell which: a file size limit, a quota, a disk that fails.
+        Some(ErrorCode::SystemIoFailure) => Error::at("use", path)(std::io::Error::other(error.to_string())),
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
             Error::at("write", path)(std::io::Error::from(std::io::ErrorKind::PermissionDenied))
         }

@@ -205,7 +205,7 @@ impl<L: Launcher> Supervisor<L> {
                 self.voice.trouble("the store", &error.to_string());
             } else {
                 self.voice.well("the store");
-                if self.stopping && self.workers.iter().all(|worker| worker.killed().is_none()) {
+                if self.stopping && !self.workers.iter().any(Worker::is_waited_for) {
                     return;
                 }
             }
@@ -229,9 +229,9 @@ impl<L: Launcher> Supervisor<L> {
         self.clock.tick();
         self.orphans.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         self.refresh()?;
+        self.find();
         self.watch();
         self.refresh()?;
-        self.find();
         if !self.stopping {
             self.settle()?;
             self.start()?;

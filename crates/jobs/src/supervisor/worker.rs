@@ -26,6 +26,8 @@ pub(super) struct Worker {
     exit: Option<Exit>,
     /// Whether somebody was seen to have the job.
     seen: bool,
+    /// Whether it may be about to start.
+    unclear: bool,
     /// When it was started or found.
     since: Duration,
     /// The heartbeat, and when it last moved.
@@ -91,6 +93,7 @@ impl Worker {
             child: None,
             exit: None,
             seen: false,
+            unclear: false,
             since: now,
             beat: (None, now),
             asked: None,
@@ -109,6 +112,7 @@ impl Worker {
             }
             self.child = None;
         }
+        self.unclear = false;
         let identity = identity(dir, self.fence);
         if let Some(pid) = identity.as_ref().filter(|worker| worker.is_alive()).map(|worker| worker.pid) {
             // Another process runs as this attempt: ours found the lock taken.
@@ -128,7 +132,8 @@ impl Worker {
         }
         let told = Attempt::read(dir).ok().flatten().is_some_and(|attempt| attempt.fence == self.fence);
         // Who was not told of the attempt was never started. Others get the time that a process takes to start.
-        if told && now.saturating_sub(self.since) < grace {
+        self.unclear = told && now.saturating_sub(self.since) < grace;
+        if self.unclear {
             return Ok(Look::Unclear);
         }
         Ok(Look::Ended(Exit::NotStarted))
@@ -137,6 +142,11 @@ impl Worker {
     /// Why it was ended, if we did.
     pub(super) fn killed(&self) -> Option<Killed> {
         self.kill.as_ref().map(|kill| kill.why)
+    }
+
+    /// Whether a supervisor that drains waits for it: it was asked to end, or may yet turn out to live.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.kill.is_some() || self.unclear
     }
 
     /// The child, for whoever reaps it when the job is somebody else's.
