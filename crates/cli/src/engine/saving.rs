@@ -100,6 +100,8 @@ impl Saver {
         // One that is due by the clock comes a step later rather than wait for the one before it to be written.
         self.owed = new && !must && self.writer.is_busy()?;
         if new && !self.owed {
+            // Every one before is told of then, so that a process that dies has at most one to tell of.
+            self.settle(run)?;
             self.writer.save(snapshot()?, epoch_end)?;
             self.saved = Instant::now();
         }
