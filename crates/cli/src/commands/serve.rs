@@ -62,7 +62,6 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), CliError> {
 ///
 /// # Errors
 /// A store that cannot be read; a process that cannot be started.
-#[allow(dead_code, reason = "the commands that make jobs call it")]
 pub(crate) fn ensure(home: &Path) -> Result<(), CliError> {
     if std::env::var_os("TUNESMITH_SUPERVISOR").is_some_and(|value| value == "off")
         || !home.join("jobs.sqlite").exists()
