@@ -211,7 +211,7 @@ fn training_on_frozen_rows_is_training_on_the_source() {
     }
     compare(&bench, &["data.train=parts", "data.template=none"]);
     compare(&bench, &["data.validation=parts/1.jsonl"]);
-    compare(&bench, &["data.validation_split=0"]);
+    compare(&bench, &["data.validation_split=0", "train.evals_per_epoch=0", "preview.prompts=0"]);
 }
 
 #[track_caller]
