@@ -18,7 +18,7 @@ use crate::commands::deliver::deliver;
 use crate::commands::train::{contained, failure};
 use crate::commands::watch::watched;
 use crate::engine::{self, Run, Stop};
-use crate::error::{BAD_DATA, CliError, GO_ON};
+use crate::error::{CliError, GO_ON, class_exit_code};
 use crate::spec::JobSpec;
 use crate::{interrupt, out};
 
@@ -138,12 +138,10 @@ fn ended(dir: &Path) -> Result<Option<u8>, CliError> {
     Ok(Some(match result.status {
         Status::Success => 0,
         Status::Cancelled => 130,
-        Status::Error => match result.error.as_ref().map(|error| error.class.as_str()) {
-            Some("internal") => 70,
-            Some("io") => 74,
-            Some("device" | "memory") => 69,
-            _ => BAD_DATA,
-        },
+        Status::Error => {
+            let class = result.error.as_ref().map(|error| error.class.as_str());
+            class_exit_code(class.unwrap_or("data"))
+        }
     }))
 }
 
