@@ -6,3 +6,5 @@ mod kit;
 mod read;
 mod requests;
 mod retry;
+#[cfg(unix)]
+mod whole;

@@ -235,8 +235,11 @@ impl CliError {
                     .to_owned(),
             ),
             _ if self.code() == "disk_full" => Some(full.to_owned()),
-            Self::Jobs(tunesmith_jobs::Error::NoJob { .. } | tunesmith_jobs::Error::Ambiguous { .. }) => None,
-            Self::Jobs(tunesmith_jobs::Error::Refused { .. }) => None,
+            Self::Jobs(
+                tunesmith_jobs::Error::NoJob { .. }
+                | tunesmith_jobs::Error::Ambiguous { .. }
+                | tunesmith_jobs::Error::Refused { .. },
+            ) => None,
             Self::Jobs(tunesmith_jobs::Error::Corrupt { .. }) => {
                 Some("`tunesmith doctor` says what is damaged and what to do".to_owned())
             }

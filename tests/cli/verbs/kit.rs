@@ -132,7 +132,8 @@ impl Kit {
 
     /// A job that is over.
     pub(super) fn over(&mut self, name: &str, state: State, error: Option<(&str, &str)>) -> String {
-        let (id, fence) = self.running(name, "cpu");
+        // On a device of its own: one may be running.
+        let (id, fence) = self.running(name, "cuda:0");
         self.end(&id, fence, state, error);
         id
     }

@@ -23,6 +23,17 @@ fn an_empty_workspace_says_how_to_make_a_job() {
 }
 
 #[test]
+fn every_verb_has_an_example_in_its_help() {
+    let kit = Kit::new();
+    let all = kit.run(&["--help"]).ok().stdout.clone();
+    for verb in ["create", "show", "describe", "cancel", "pause", "resume", "retry", "logs", "rm", "doctor"] {
+        let help = kit.run(&[verb, "--help"]).ok().stdout.clone();
+        assert!(help.contains("Example") && help.contains(&format!("  tunesmith {verb}")), "{verb}: {help}");
+        assert!(all.contains(&format!("\n  {verb} ")), "{verb} is not in\n{all}");
+    }
+}
+
+#[test]
 fn show_lists_the_newest_first_with_status_and_steps() {
     let mut kit = Kit::new();
     let done = kit.over("first\u{1b}[31m", State::Succeeded, None);
@@ -36,9 +47,9 @@ fn show_lists_the_newest_first_with_status_and_steps() {
     let lines: Vec<&str> = ran.ok().stdout.lines().collect();
     assert_eq!(lines.len(), 6, "{ran:?}");
     for (line, id, texts) in [
-        (lines[2], &waiting, &["fourth", "pending (queued)", "waits for"][..]),
-        (lines[3], &running, &["third", "in_progress (tr", "10/40 25%", "cpu"]),
-        (lines[4], &failed, &["second", "error", "row 3 is"]),
+        (lines[2], &waiting, &["fourth", "pending (queued)", "waits for the device"][..]),
+        (lines[3], &running, &["third", "in_progress (training)", "10/40 25%", "cpu"]),
+        (lines[4], &failed, &["second", "error", "row 3 is bad"]),
         (lines[5], &done, &["first", "success", "base"]),
     ] {
         assert!(line.starts_with(id.as_str()), "{line}\n{}", ran.stdout);

@@ -18,7 +18,7 @@ use crate::commands::deliver::deliver;
 use crate::commands::train::{contained, failure};
 use crate::commands::watch::watched;
 use crate::engine::{self, Run, Stop};
-use crate::error::{BAD_DATA, CliError, GO_ON};
+use crate::error::{CliError, GO_ON, class_exit_code};
 use crate::spec::JobSpec;
 use crate::{interrupt, out};
 
@@ -125,7 +125,7 @@ fn conclude(job: &JobDir, mut result: JobResult, outcome: Result<(), CliError>) 
     Ok(code)
 }
 
-/// The exit code of a job that is over.
+/// The exit code of a job that is over. A result of an earlier attempt is not believed, and set aside.
 fn ended(dir: &Path) -> Result<Option<u8>, CliError> {
     let path = dir.join("result.json");
     let text = match fs::read(&path) {
@@ -135,15 +135,18 @@ fn ended(dir: &Path) -> Result<Option<u8>, CliError> {
     };
     let result: JobResult = serde_json::from_slice(&text)
         .map_err(|e| CliError::Internal(format!("`{}` is damaged: {e}", path.display())))?;
+    if Attempt::read(dir)?.is_some_and(|attempt| attempt.fence != result.fence) {
+        let aside = dir.join(format!("result.json.of-{}", result.fence));
+        fs::rename(&path, &aside).map_err(|source| CliError::Io { action: "rename", path, source })?;
+        return Ok(None);
+    }
     Ok(Some(match result.status {
         Status::Success => 0,
         Status::Cancelled => 130,
-        Status::Error => match result.error.as_ref().map(|error| error.class.as_str()) {
-            Some("internal") => 70,
-            Some("io") => 74,
-            Some("device" | "memory") => 69,
-            _ => BAD_DATA,
-        },
+        Status::Error => {
+            let class = result.error.as_ref().map(|error| error.class.as_str());
+            class_exit_code(class.unwrap_or("data"))
+        }
     }))
 }
 

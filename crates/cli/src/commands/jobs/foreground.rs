@@ -57,7 +57,7 @@ impl Booking {
     /// # Errors
     /// [`CliError::Cancelled`] when somebody was quick to cancel it.
     pub(crate) fn enter(&mut self, job: &JobDir, spec: &Value, stop: &Arc<StopFlag>) -> Result<(), CliError> {
-        self.id = job.id().to_owned();
+        job.id().clone_into(&mut self.id);
         let Some(store) = &mut self.store else { return Ok(()) };
         if roomy(register(store, job.id(), spec, &Submission::default()))?.is_none() {
             self.store = None;
@@ -131,23 +131,26 @@ impl Booking {
     /// Leaves a job that stopped at a checkpoint to whoever resumes it.
     pub(crate) fn pause(&mut self) -> Result<(), CliError> {
         let Some(store) = &mut self.store else { return Ok(()) };
-        // A job whose rows are not read stays as it is.
-        while self.stage == Stage::Running {
-            let desired = store.job(&self.id)?.desired;
-            let to = match desired {
+        if self.stage != Stage::Running {
+            // A job whose rows are not read stays as it is.
+            return Ok(());
+        }
+        loop {
+            let job = store.job(&self.id)?;
+            if job.state != State::Running {
+                return Ok(());
+            }
+            let to = match job.desired {
                 Desired::Pause => State::Paused,
                 // Somebody has thought better of it since.
                 Desired::Run => State::Queued,
                 Desired::Cancel => State::Cancelled,
             };
-            let end = AttemptEnd { desired: Some(desired), ..AttemptEnd::default() };
-            if store.end_attempt(&self.id, self.fence, to, &end)?
-                || store.job(&self.id)?.state != State::Running
-            {
-                break;
+            let end = AttemptEnd { desired: Some(job.desired), ..AttemptEnd::default() };
+            if store.end_attempt(&self.id, self.fence, to, &end)? {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Writes the end down. What the directory says counts, so trouble here is said and is no failure of the job.
@@ -159,7 +162,7 @@ impl Booking {
         match written {
             Ok(true) => {}
             Ok(false) => {
-                out::note("note: the job store knows another end of this job; its directory has this one")
+                out::note("note: the job store knows another end of this job; its directory has this one");
             }
             Err(error) => out::note(&format!(
                 "note: the end of the job is in its directory, but the job store could not be written: {error}"

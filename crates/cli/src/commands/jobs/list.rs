@@ -1,5 +1,7 @@
 //! `tunesmith show`.
 
+use std::io::IsTerminal as _;
+
 use tunesmith_jobs::State;
 use tunesmith_jobs::store::{Filter, Summary};
 
@@ -33,9 +35,11 @@ pub(crate) fn run(args: &ListArgs) -> Result<(), CliError> {
         out::note(none);
         return Ok(());
     }
-    let header = ["id", "name", "status", "progress", "base", "created (UTC)", "device or reason"];
+    let header = ["id", "status", "name", "progress", "base", "created (UTC)", "device or reason"];
     let rows: Vec<Vec<String>> = jobs.iter().map(row).collect();
-    out::print(&grid::table_with(&header.map(str::to_owned), &rows, grid::width(), 1))?;
+    // A program that reads the table is not helped by cells that are cut.
+    let width = if std::io::stdout().is_terminal() { grid::width() } else { usize::MAX / 2 };
+    out::print(&grid::table_with(&header.map(str::to_owned), &rows, width, 2))?;
     if more {
         let jobs = if args.limit == 1 { "job is".to_owned() } else { format!("{} jobs are", args.limit) };
         out::note(&format!("note: only the newest {jobs} shown; --all gives all"));
@@ -47,11 +51,11 @@ fn row(job: &Summary) -> Vec<String> {
     let base = job.base_model.rsplit('/').find(|part| !part.is_empty()).unwrap_or(&job.base_model);
     vec![
         job.id.clone(),
-        grid::plain(&job.name),
         words(job.state, phase(job.state, job.desired, job.phase.as_deref())),
+        grid::plain(&job.name),
         steps(job),
         grid::plain(base),
-        moment(job.created_ms),
+        moment(job.created_ms).get(..16).unwrap_or_default().to_owned(),
         grid::plain(job.device.as_deref().or(job.reason.as_deref()).unwrap_or_default()),
     ]
 }
