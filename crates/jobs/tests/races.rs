@@ -1,4 +1,5 @@
 //! Cancel, pause, resume, start, crash and finish in every order, from many sides at once.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
 

@@ -125,7 +125,7 @@ fn conclude(job: &JobDir, mut result: JobResult, outcome: Result<(), CliError>) 
     Ok(code)
 }
 
-/// The exit code of a job that is over.
+/// The exit code of a job that is over. A result of an earlier attempt is not believed, and set aside.
 fn ended(dir: &Path) -> Result<Option<u8>, CliError> {
     let path = dir.join("result.json");
     let text = match fs::read(&path) {
@@ -135,6 +135,11 @@ fn ended(dir: &Path) -> Result<Option<u8>, CliError> {
     };
     let result: JobResult = serde_json::from_slice(&text)
         .map_err(|e| CliError::Internal(format!("`{}` is damaged: {e}", path.display())))?;
+    if Attempt::read(dir)?.is_some_and(|attempt| attempt.fence != result.fence) {
+        let aside = dir.join(format!("result.json.of-{}", result.fence));
+        fs::rename(&path, &aside).map_err(|source| CliError::Io { action: "rename", path, source })?;
+        return Ok(None);
+    }
     Ok(Some(match result.status {
         Status::Success => 0,
         Status::Cancelled => 130,

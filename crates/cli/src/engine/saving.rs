@@ -36,10 +36,14 @@ impl Policy {
         }
     }
 
-    /// Whether a checkpoint is due after this step.
-    fn is_due(&self, step: usize, since: Duration) -> bool {
+    /// Whether a checkpoint is due after this step by the count of steps.
+    fn counts(&self, step: usize) -> bool {
         self.steps.is_some_and(|n| step > 0 && step.is_multiple_of(n))
-            || self.every.is_some_and(|d| since >= d)
+    }
+
+    /// Whether one is due by the clock.
+    fn is_time(&self, since: Duration) -> bool {
+        self.every.is_some_and(|every| since >= every)
     }
 }
 
@@ -89,13 +93,15 @@ impl Saver {
     ) -> Result<(), ObserverError> {
         self.report(run)?;
         let epoch_end = point.end_of_epoch.is_some();
-        let must = point.stopping || point.last || epoch_end || point.is_best;
-        let due = must || self.owed || self.policy.is_due(point.step, self.saved.elapsed());
-        if due && !self.writer.has(point.step, epoch_end, point.evaluated) {
-            self.owed = !must && self.writer.is_busy()?;
-            if self.owed {
-                return Ok(());
-            }
+        let must =
+            point.stopping || point.last || epoch_end || point.is_best || self.policy.counts(point.step);
+        let due = must || self.owed || self.policy.is_time(self.saved.elapsed());
+        let new = due && !self.writer.has(point.step, epoch_end, point.evaluated);
+        // One that is due by the clock comes a step later rather than wait for the one before it to be written.
+        self.owed = new && !must && self.writer.is_busy()?;
+        if new && !self.owed {
+            // Every one before is told of then, so that a process that dies has at most one to tell of.
+            self.settle(run)?;
             self.writer.save(snapshot()?, epoch_end)?;
             self.saved = Instant::now();
         }

@@ -17,6 +17,7 @@ mod query;
 mod split;
 mod sqltext;
 mod store;
+mod stream;
 mod training;
 mod writer;
 
@@ -31,8 +32,9 @@ pub use guard::MayRead;
 pub use kind::Kind;
 pub use load::LoadOrigin;
 pub use name::{TableName, TableRef};
-pub use query::{QueryLimits, QueryOptions, TableRows};
+pub use query::{QueryLimits, QueryOptions};
 pub use split::SplitOptions;
+pub use stream::TableRows;
 pub use training::{TrainingData, open_training_data};
 
 use crate::error::Error;

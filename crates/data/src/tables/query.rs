@@ -1,39 +1,28 @@
 //! Reads rows out of the store: a query under guard, or a whole snapshot.
-//!
-//! A thread of its own holds the connection, in one read transaction, and hands the rows over in batches. So a reader
-//! can be sent anywhere, memory stays bounded, and a query that hangs inside one SQL function can be given up.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, Row, Statement};
-use serde_json::{Map, Value};
+use rusqlite::{Connection, ErrorCode, Statement};
 use sha2::{Digest as _, Sha256};
 
 use super::catalog::{self, Snapshot, SnapshotRef};
 use super::error::TableError;
 use super::guard::{Guard, MayRead, Seen, functions, locked, not_repeatable};
-use super::kind::{self, Kind};
+use super::kind::Kind;
 use super::name::{TableRef, quoted};
 use super::sqltext::{Vocabulary, check_statement, explain, tokens, uses_now};
-use super::store::{self, LARGEST_VALUE, fault, words};
+use super::store::{self, fault, words};
+use super::stream::{Message, Opened, Sending, TableRows, convert, nanos, out_of_time};
 use super::writer::{MISSING, ROW};
 use crate::error::Error;
 use crate::hex::hex;
-use crate::source::{FileFacts, Format, Place, Raw, Record, RecordReader};
-
-/// Rows and bytes that are handed over at once.
-const BATCH_ROWS: usize = 1024;
-const BATCH_BYTES: u64 = 1 << 20;
+use crate::source::{FileFacts, Format};
 
 /// Steps of SQLite's machine between two looks at the clock.
 const STEPS: i32 = 4000;
-
-/// How far a single SQL function may go beyond the time limit before the query is given up.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// What a query may use. Going beyond is an error and never a shorter result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,146 +62,6 @@ impl std::fmt::Debug for QueryOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("QueryOptions").field("limits", &self.limits).finish_non_exhaustive()
     }
-}
-
-/// The rows of a query or a snapshot, as they come.
-#[derive(Debug)]
-pub struct TableRows {
-    columns: Vec<String>,
-    parents: Vec<SnapshotRef>,
-    facts: FileFacts,
-    /// Bytes are known beforehand, for a snapshot.
-    bytes_known: bool,
-    batches: Receiver<Message>,
-    ready: std::vec::IntoIter<Record>,
-    stop: Arc<AtomicBool>,
-    time: Option<Duration>,
-    done: bool,
-}
-
-enum Message {
-    Opened(Opened),
-    Rows(Vec<Record>, u64),
-    Failed(Error),
-    End,
-}
-
-struct Opened {
-    columns: Vec<String>,
-    parents: Vec<SnapshotRef>,
-    facts: FileFacts,
-}
-
-impl TableRows {
-    /// Names of the columns, in order. A row of a snapshot has only those that its source had.
-    pub fn columns(&self) -> &[String] {
-        &self.columns
-    }
-
-    /// The snapshots that are read.
-    pub fn parents(&self) -> &[SnapshotRef] {
-        &self.parents
-    }
-
-    fn start(
-        time: Option<Duration>,
-        work: impl FnOnce(&SyncSender<Message>, &Arc<AtomicBool>) -> Result<(), Error> + Send + 'static,
-    ) -> Result<Self, Error> {
-        let (sender, batches) = sync_channel(2);
-        let stop = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&stop);
-        let body = move || {
-            let last = match work(&sender, &seen) {
-                Ok(()) => Message::End,
-                Err(error) => Message::Failed(error),
-            };
-            // A reader that has gone needs no end.
-            let _ = sender.send(last);
-        };
-        std::thread::Builder::new()
-            .name("tables".to_owned())
-            .spawn(body)
-            .map_err(|e| lost(&e.to_string()))?;
-        let facts = FileFacts {
-            name: String::new(),
-            format: Format::Sql,
-            bytes: 0,
-            sha256: String::new(),
-            records: 0,
-        };
-        let (columns, parents, ready) = (Vec::new(), Vec::new(), Vec::new().into_iter());
-        let mut rows =
-            Self { columns, parents, facts, bytes_known: false, batches, ready, stop, time, done: false };
-        match rows.receive()? {
-            Message::Opened(opened) => {
-                rows.columns = opened.columns;
-                rows.parents = opened.parents;
-                rows.bytes_known = opened.facts.bytes > 0;
-                rows.facts = opened.facts;
-                Ok(rows)
-            }
-            Message::Failed(error) => Err(error),
-            _ => Err(lost("it ended before it began")),
-        }
-    }
-
-    fn receive(&self) -> Result<Message, Error> {
-        let Some(time) = self.time else {
-            return self.batches.recv().map_err(|_| lost("the reader broke off"));
-        };
-        self.batches.recv_timeout(time + GRACE).map_err(|error| match error {
-            RecvTimeoutError::Timeout => out_of_time(time).into(),
-            RecvTimeoutError::Disconnected => lost("the reader broke off"),
-        })
-    }
-}
-
-impl Drop for TableRows {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-impl RecordReader for TableRows {
-    fn next_record(&mut self) -> Result<Option<Record>, Error> {
-        loop {
-            if let Some(record) = self.ready.next() {
-                self.facts.records += 1;
-                return Ok(Some(record));
-            }
-            if self.done {
-                return Ok(None);
-            }
-            match self.receive()? {
-                Message::Rows(rows, bytes) => {
-                    if !self.bytes_known {
-                        self.facts.bytes += bytes;
-                    }
-                    self.ready = rows.into_iter();
-                }
-                Message::Failed(error) => {
-                    self.done = true;
-                    return Err(error);
-                }
-                Message::End | Message::Opened(_) => self.done = true,
-            }
-        }
-    }
-
-    fn facts(&self) -> FileFacts {
-        self.facts.clone()
-    }
-}
-
-fn lost(what: &str) -> Error {
-    TableError::Store { path: "the store of tables".into(), what: what.to_owned() }.into()
-}
-
-fn out_of_time(time: Duration) -> TableError {
-    TableError::limit(format!(
-        "it ran longer than {} s; filter more, or allow it more time",
-        time.as_secs_f64()
-    ))
 }
 
 /// The rows of a snapshot exactly as they were loaded, in their order.
@@ -419,10 +268,6 @@ fn watch_clock(
     connection.progress_handler(STEPS, Some(over))
 }
 
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
 /// Result columns: their names, and their kinds where the cells alone do not tell. An alias that ends in `::json` or
 /// `::boolean` says what an expression is.
 fn columns(statement: &Statement<'_>) -> Result<Vec<(String, Option<Kind>)>, Error> {
@@ -445,34 +290,6 @@ fn columns(statement: &Statement<'_>) -> Result<Vec<(String, Option<Kind>)>, Err
     Ok(columns)
 }
 
-/// A row as an object, and about how many bytes its values have.
-fn convert(
-    row: &Row<'_>,
-    columns: &[(String, Option<Kind>)],
-    number: u64,
-) -> Result<(Map<String, Value>, u64), Error> {
-    let mut object = Map::with_capacity(columns.len());
-    let mut bytes = 0;
-    for (i, (name, kind)) in columns.iter().enumerate() {
-        let bad =
-            |what: String| TableError::Value { row: number, what: format!("the column `{name}` {what}") };
-        let cell = row.get_ref(i).map_err(|e| bad(format!("cannot be read ({}); report this", words(&e))))?;
-        bytes += match cell {
-            rusqlite::types::ValueRef::Text(text) | rusqlite::types::ValueRef::Blob(text) => {
-                text.len() as u64
-            }
-            _ => 8,
-        };
-        if bytes > LARGEST_VALUE as u64 {
-            return Err(
-                TableError::limit(format!("row {number} is larger than 72 MiB; make it smaller")).into()
-            );
-        }
-        object.insert(name.clone(), kind::value(*kind, cell).map_err(bad)?);
-    }
-    Ok((object, bytes))
-}
-
 /// Hash of a query and of what it read.
 fn digest(sql: &str, parents: &[SnapshotRef]) -> String {
     let mut digest = Sha256::new();
@@ -487,47 +304,4 @@ fn digest(sql: &str, parents: &[SnapshotRef]) -> String {
         text(&parent.sha256);
     }
     hex(&digest.finalize())
-}
-
-/// Collects rows and hands them over. Waiting for the reader moves the deadline.
-struct Sending<'a> {
-    out: &'a SyncSender<Message>,
-    stop: &'a AtomicBool,
-    deadline: Arc<AtomicU64>,
-    batch: Vec<Record>,
-    bytes: u64,
-    number: u64,
-}
-
-impl<'a> Sending<'a> {
-    fn new(out: &'a SyncSender<Message>, stop: &'a AtomicBool, deadline: Arc<AtomicU64>) -> Self {
-        Self { out, stop, deadline, batch: Vec::new(), bytes: 0, number: 0 }
-    }
-
-    /// Takes a row; false when nobody wants more.
-    fn push(&mut self, object: Map<String, Value>, bytes: u64) -> bool {
-        self.number += 1;
-        self.bytes += bytes;
-        let place = Place { file: 0, number: self.number };
-        self.batch.push(Record { place, raw: Ok(Raw::Object(object)) });
-        let full = self.batch.len() >= BATCH_ROWS || self.bytes >= BATCH_BYTES;
-        if full {
-            self.flush();
-        }
-        !self.stop.load(Ordering::Relaxed)
-    }
-
-    fn flush(&mut self) {
-        let rows = std::mem::take(&mut self.batch);
-        let bytes = std::mem::take(&mut self.bytes);
-        self.send(Message::Rows(rows, bytes));
-    }
-
-    fn send(&mut self, message: Message) {
-        let before = Instant::now();
-        if self.out.send(message).is_err() {
-            self.stop.store(true, Ordering::Relaxed);
-        }
-        self.deadline.fetch_add(nanos(before.elapsed()), Ordering::Relaxed);
-    }
 }

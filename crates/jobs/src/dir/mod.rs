@@ -203,7 +203,9 @@ impl JobDir {
 
     /// Writes `data/manifest.json`; on return it is on disk, and with it the names of the files it lists.
     pub fn write_manifest(&self, manifest: &Manifest<impl Serialize>) -> Result<(), Error> {
-        self.write_json("data/manifest.json", manifest)
+        self.write_json("data/manifest.json", manifest)?;
+        // The name of `data` itself.
+        sync_dir(&self.path)
     }
 
     /// Reads `data/manifest.json`; nothing when the rows are not frozen yet.

@@ -123,6 +123,8 @@ pub struct Transition {
     pub new: State,
     /// Fence at the time.
     pub fence: u64,
+    /// Why, where there is more to say than the states do.
+    pub reason: Option<String>,
 }
 
 /// The columns of [`Job`], in the order that [`read`] takes them.

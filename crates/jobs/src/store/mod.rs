@@ -442,7 +442,7 @@ impl Store {
     pub fn history(&self, id: &str) -> Result<Vec<Transition>, Error> {
         let read = || -> rusqlite::Result<Vec<Transition>> {
             let mut query = self.sql.prepare_cached(
-                "SELECT at_ms, old, new, fence FROM history WHERE job_id = ?1 ORDER BY number",
+                "SELECT at_ms, old, new, fence, reason FROM history WHERE job_id = ?1 ORDER BY number",
             )?;
             query
                 .query_map([id], |row| {
@@ -451,6 +451,7 @@ impl Store {
                         old: job::word(row, 1, State::from_word)?,
                         new: job::word(row, 2, State::from_word)?,
                         fence: row.get::<_, i64>(3)? as u64,
+                        reason: row.get(4)?,
                     })
                 })?
                 .collect()

@@ -68,7 +68,8 @@ CREATE TABLE history (
     at_ms INTEGER NOT NULL,
     old TEXT NOT NULL,
     new TEXT NOT NULL,
-    fence INTEGER NOT NULL
+    fence INTEGER NOT NULL,
+    reason TEXT
 ) STRICT;
 CREATE INDEX history_job ON history (job_id);
 CREATE TABLE notice (
@@ -85,8 +86,8 @@ CREATE TRIGGER job_fence BEFORE UPDATE OF fence ON job WHEN NEW.fence < OLD.fenc
 BEGIN SELECT RAISE(ABORT, 'a fence never goes down'); END;
 CREATE TRIGGER job_history AFTER UPDATE OF state ON job WHEN NEW.state <> OLD.state
 BEGIN
-    INSERT INTO history (job_id, at_ms, old, new, fence)
-    VALUES (NEW.id, CAST(unixepoch('subsec') * 1000 AS INTEGER), OLD.state, NEW.state, NEW.fence);
+    INSERT INTO history (job_id, at_ms, old, new, fence, reason)
+    VALUES (NEW.id, CAST(unixepoch('subsec') * 1000 AS INTEGER), OLD.state, NEW.state, NEW.fence, NEW.reason);
     DELETE FROM lease WHERE job_id = NEW.id AND NEW.state <> 'running';
 END;
 CREATE TRIGGER job_notice AFTER UPDATE OF state ON job

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use super::verdict::{Ended, Exit, Verdict, judge};
 use super::worker::Worker;
 use super::{Launcher, Stage, Supervisor, Wait};
 use crate::dir::control::read_json;
-use crate::dir::{Attempt, AttemptFailure, Failure, JobDir, JobResult, Status, rfc3339, rfc3339_now};
+use crate::dir::{self, Attempt, AttemptFailure, Failure, JobDir, JobResult, Status, rfc3339, rfc3339_now};
 use crate::store::{AttemptEnd, Job};
 use crate::{Error, State, failpoint};
 
@@ -171,21 +171,21 @@ impl<L: Launcher> Supervisor<L> {
         error: Option<Failure>,
     ) -> Result<JobResult, Error> {
         let status = if state == State::Cancelled { Status::Cancelled } else { Status::Error };
-        let dir = self.store.dir(&job.id);
-        let mut result = JobResult::new(&job.id, &job.name, status, dir.clone());
+        let path = self.store.dir(&job.id);
+        let mut result = JobResult::new(&job.id, &job.name, status, path.clone());
         let started = job.started_ms.unwrap_or(job.created_ms);
         let started = UNIX_EPOCH + Duration::from_millis(u64::try_from(started).unwrap_or_default());
-        result.fence = job.fence;
+        (result.fence, result.attempt) = (job.fence, job.attempt);
         result.started_at = rfc3339(started);
         result.finished_at = rfc3339_now();
-        result.seconds = SystemTime::now().duration_since(started).unwrap_or_default().as_secs_f64();
+        result.seconds = dir::now().duration_since(started).unwrap_or_default().as_secs_f64();
         result.steps = job.progress.step as usize;
         result.total_steps = job.progress.total_steps as usize;
         result.train_loss = job.progress.train_loss;
         result.initial_validation_loss = job.progress.initial_validation_loss;
         result.validation_loss = job.progress.validation_loss;
         result.error = error;
-        match JobDir::open(&dir).and_then(|held| held.write_result(&result)) {
+        match JobDir::open(&path).and_then(|held| held.write_result(&result)) {
             // Somebody has the job: it is not over.
             Err(error @ Error::Busy { .. }) => Err(error),
             Err(error) => {

@@ -1,4 +1,4 @@
-//! The tables that TRL publishes for its collator (tests/test_sft_trainer.py, `TestDataCollatorForLanguageModeling`),
+//! The tables that TRL publishes for its collator (`TestDataCollatorForLanguageModeling`),
 //! made again by what lays out a micro-batch here.
 //!
 //! A batch here ends each document before its last target, which nothing is predicted from, and leaves out documents

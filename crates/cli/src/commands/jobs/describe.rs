@@ -112,7 +112,8 @@ fn text(store: &Store, job: &Job, view: &View) -> Result<String, CliError> {
     lines.say("job directory", &view.job_dir.display().to_string());
     for change in &view.history {
         let (old, new) = (change.old.as_str(), change.new.as_str());
-        lines.say("history", &format!("{}  {old} -> {new}", moment(change.at_ms)));
+        let why = change.reason.as_deref().map(|why| format!(": {}", grid::plain(why))).unwrap_or_default();
+        lines.say("history", &format!("{}  {old} -> {new}{why}", moment(change.at_ms)));
     }
     let shown = store.events_of(&job.id, "warning", WARNINGS)?;
     if view.warnings > shown.len() as u64 {

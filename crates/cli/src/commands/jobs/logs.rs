@@ -59,7 +59,7 @@ fn follow(
     let mut shown = 0;
     loop {
         // First whether it is over: what it wrote until then is there to be read.
-        store.ingest(&job.id)?;
+        super::take_in(store, &job.id)?;
         let last = !follow || store.job(&job.id)?.state.is_terminal();
         shown += lines.print(store, last)?;
         if last || interrupted.load(Ordering::Relaxed) || out::stdout_closed() {

@@ -15,15 +15,17 @@ mod view;
 mod watch;
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::thread;
 use std::time::Duration;
 
-use tunesmith_jobs::dir::{self as jobdir, rfc3339};
+use tunesmith_jobs::dir::{self as jobdir, is_disk_full, rfc3339};
 use tunesmith_jobs::store::Job;
-use tunesmith_jobs::{Desired, Store};
+use tunesmith_jobs::{Desired, Error, Store};
 
 use crate::commands::data::grid;
 use crate::error::CliError;
+use crate::out;
 
 pub(crate) use create::run as create;
 pub(crate) use describe::run as describe;
@@ -42,9 +44,28 @@ const LOOK: Duration = Duration::from_millis(100);
 fn open() -> Result<Store, CliError> {
     let home = jobdir::home()?;
     let mut store = Store::open(&home)?;
-    store.ingest_live()?;
+    let taken = store.ingest_live();
+    up_to_date(taken)?;
     supervise(&home)?;
     Ok(store)
+}
+
+/// Takes in what the events of a job say.
+fn take_in(store: &mut Store, id: &str) -> Result<(), CliError> {
+    let taken = store.ingest(id).map(|_| ());
+    up_to_date(taken)
+}
+
+/// On a disk without room what is known already can still be shown.
+fn up_to_date(taken: Result<(), Error>) -> Result<(), CliError> {
+    static SAID: Once = Once::new();
+    match taken {
+        Err(error) if error.io().is_some_and(is_disk_full) => {
+            SAID.call_once(|| out::note(&format!("note: the newest events are not shown: {error}")));
+            Ok(())
+        }
+        taken => Ok(taken?),
+    }
 }
 
 /// Sees to it that somebody looks after the jobs that are not over.
@@ -60,7 +81,7 @@ fn wait_for(
     done: impl Fn(&Job) -> bool,
 ) -> Result<Option<Job>, CliError> {
     loop {
-        store.ingest(id)?;
+        take_in(store, id)?;
         let job = store.job(id)?;
         if done(&job) {
             return Ok(Some(job));

@@ -79,7 +79,7 @@ impl Looking {
     }
 
     fn look(&mut self, store: &mut Store, id: &str) -> Result<Job, CliError> {
-        store.ingest(id)?;
+        super::take_in(store, id)?;
         if self.supervised.elapsed() >= SUPERVISE {
             self.supervised = Instant::now();
             supervise(store.home())?;
