@@ -298,11 +298,14 @@ fn full_disk() {
     let mut fill = Command::new("dd");
     fill.arg("if=/dev/zero").arg(format!("of={}", ballast.display())).arg("bs=4096").stderr(Stdio::null());
     assert!(!fill.status().unwrap().success(), "the disk is not full");
-    let job = workspace.wait(&id, "paused", |job| job.state == State::Paused);
-    assert!(job.reason.as_deref().unwrap_or_default().contains("disk is full"), "{:?}", job.reason);
-    // The supervisor still answers, and a new job is refused in a sentence.
+    // The store is on that disk too: the job's own directory says what happened, and whoever asks is answered.
+    let started = Instant::now();
+    while !workspace.job_dir(&id).join("failure.json").exists() {
+        assert!(started.elapsed() < Duration::from_mins(1), "the worker does not notice");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     assert!(workspace.supervisor_lives());
-    workspace.run(&["show"]);
+    assert!(workspace.run(&["show"]).contains(&id));
     let ran =
         workspace.command(&["create", "more", "--config", "job.toml", "-y", "--json"]).output().unwrap();
     assert!(
@@ -310,8 +313,14 @@ fn full_disk() {
         "{ran:?}"
     );
     fs::remove_file(ballast).unwrap();
+    // A job that had no room waits until somebody says that there is room again.
+    let job = workspace.wait(&id, "paused", |job| job.state == State::Paused);
+    assert!(job.reason.as_deref().unwrap_or_default().contains("disk is full"), "{:?}", job.reason);
+    assert!(workspace.supervisor_lives());
     workspace.run(&["resume", &id]);
     let job = workspace.wait_for_end(&id);
     workspace.judge(&job, &reference);
+    let only = workspace.jobs().len();
+    assert_eq!(only, 1, "what was refused is no job");
     Command::new("umount").arg("-l").arg(workspace.home()).status().unwrap();
 }
