@@ -361,7 +361,7 @@ fn a_name_is_a_text_of_one_line_and_of_64_characters() {
 
 /// A text as TOML has it.
 fn toml_text(text: &str) -> String {
-    let escaped: String = text.chars().map(|c| format!("\\U{:08X}", c as u32)).collect();
+    let escaped = text.chars().fold(String::new(), |all, c| all + &format!("\\U{:08X}", c as u32));
     format!("\"{escaped}\"")
 }
 
