@@ -244,18 +244,13 @@ fn a_broken_store_is_refused_in_a_sentence_and_made_again_by_the_doctor() {
         assert!(!ran.status.success() && said.contains("doctor --rebuild"), "{args:?}: {said}");
     }
     workspace.run(&["doctor", "--rebuild"]);
-    let job = workspace.job(&done);
-    workspace.judge(&job_without_history(&workspace, job), &reference);
+    // The end is there; the way to it is not.
+    assert_eq!(workspace.job(&done).state, State::Succeeded);
+    assert_eq!(Outcome::of(&workspace.job_dir(&done)), reference);
+    assert!(Store::open(&workspace.home()).unwrap().history(&done).unwrap().is_empty());
     workspace.supervise();
     let job = workspace.wait_for_end(&half);
     workspace.judge(&job, &reference);
-}
-
-/// A rebuilt store has the end, and not the way there.
-fn job_without_history(workspace: &Workspace, job: tunesmith_jobs::store::Job) -> tunesmith_jobs::store::Job {
-    let store = Store::open(&workspace.home()).unwrap();
-    assert!(store.history(&job.id).unwrap().is_empty());
-    job
 }
 
 /// Runs in a namespace of its own, where it may mount a small file system; without the right to do so it is skipped.
@@ -298,11 +293,14 @@ fn full_disk() {
     let mut fill = Command::new("dd");
     fill.arg("if=/dev/zero").arg(format!("of={}", ballast.display())).arg("bs=4096").stderr(Stdio::null());
     assert!(!fill.status().unwrap().success(), "the disk is not full");
-    let job = workspace.wait(&id, "paused", |job| job.state == State::Paused);
-    assert!(job.reason.as_deref().unwrap_or_default().contains("disk is full"), "{:?}", job.reason);
-    // The supervisor still answers, and a new job is refused in a sentence.
+    // The store is on that disk too: the job's own directory says what happened, and whoever asks is answered.
+    let started = Instant::now();
+    while !workspace.job_dir(&id).join("failure.json").exists() {
+        assert!(started.elapsed() < Duration::from_mins(1), "the worker does not notice");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     assert!(workspace.supervisor_lives());
-    workspace.run(&["show"]);
+    assert!(workspace.run(&["show"]).contains(&id));
     let ran =
         workspace.command(&["create", "more", "--config", "job.toml", "-y", "--json"]).output().unwrap();
     assert!(
@@ -310,8 +308,14 @@ fn full_disk() {
         "{ran:?}"
     );
     fs::remove_file(ballast).unwrap();
+    // A job that had no room waits until somebody says that there is room again.
+    let job = workspace.wait(&id, "paused", |job| job.state == State::Paused);
+    assert!(job.reason.as_deref().unwrap_or_default().contains("disk is full"), "{:?}", job.reason);
+    assert!(workspace.supervisor_lives());
     workspace.run(&["resume", &id]);
     let job = workspace.wait_for_end(&id);
     workspace.judge(&job, &reference);
+    let only = workspace.jobs().len();
+    assert_eq!(only, 1, "what was refused is no job");
     Command::new("umount").arg("-l").arg(workspace.home()).status().unwrap();
 }

@@ -241,7 +241,7 @@ impl CliError {
                 | tunesmith_jobs::Error::Refused { .. },
             ) => None,
             Self::Jobs(tunesmith_jobs::Error::Corrupt { .. }) => {
-                Some("`tunesmith doctor` says what is damaged and what to do".to_owned())
+                Some("`tunesmith doctor` says what is damaged; `tunesmith doctor --rebuild` makes the job store again from the jobs' directories".to_owned())
             }
             Self::Jobs(_) => Some("TUNESMITH_HOME chooses the directory that jobs are kept in".to_owned()),
             Self::Internal(_) => Some("please report this with the command and the job file".to_owned()),

@@ -43,6 +43,15 @@ pub(crate) fn install_stop(stopping: &'static str, stop: Stop, code: u8) -> Resu
     Ok(flag)
 }
 
+/// From now on the first signal ends the process: nothing is at work any more.
+pub(crate) fn at_once() {
+    let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+    // Where no handler is installed it is so anyway.
+    if let Some(handler) = &mut *current {
+        handler.ask = Arc::new(|| true);
+    }
+}
+
 fn handle(handler: Handler) -> Result<(), CliError> {
     let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
     if current.replace(handler).is_none() {

@@ -111,8 +111,8 @@ impl Kit {
         let name = self.store.job(id).unwrap().name;
         let mut result = JobResult::new(id, &name, status, dir.clone());
         result.fence = fence;
-        result.started_at = "2026-01-31T10:00:00.000Z".to_owned();
-        result.finished_at = "2026-01-31T10:01:00.000Z".to_owned();
+        result.started_at = String::from("2026-01-31T10:00:00.000Z");
+        result.finished_at = String::from("2026-01-31T10:01:00.000Z");
         result.error = error.map(|(class, message)| Failure {
             class: class.to_owned(),
             code: format!("{class}_code"),

@@ -232,7 +232,7 @@ fn a_job_in_the_terminal_waits_for_its_device_and_can_be_reached_from_elsewhere(
     let second = whole.spawn(&["train", "job.toml", "--set", "name=second", "--epochs", "2"]);
     whole.until("second", |job| job["phase"] == "queued");
     // Long enough to have said what it waits for.
-    std::thread::sleep(Duration::from_millis(1000));
+    std::thread::sleep(Duration::from_secs(1));
     whole.run(&["cancel", "first", "--wait"]).ok();
     whole.until_stepping("second");
     assert_eq!(whole.job("second")["device"], "cpu");

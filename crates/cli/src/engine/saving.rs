@@ -102,6 +102,8 @@ impl Saver {
         if new && !self.owed {
             // Every one before is told of then, so that a process that dies has at most one to tell of.
             self.settle(run)?;
+            // A checkpoint that survives a power cut must not know of steps that the log has lost.
+            run.sync_log()?;
             self.writer.save(snapshot()?, epoch_end)?;
             self.saved = Instant::now();
         }

@@ -324,6 +324,48 @@ fn the_base_is_a_directory_or_a_repo_id() {
 }
 
 #[test]
+fn a_job_needs_no_file() {
+    let bench = Bench::new();
+    let flags = [("base", json!("model")), ("data.train", json!("rows.jsonl")), ("name", json!("a job"))];
+    let flags = flags.map(|(key, value)| Assignment { key, value, flag: "--flag" });
+    let load = |sets: &[&str], flags: &[Assignment]| {
+        let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+        load_over(None, &sets, flags, bench.dir.path())
+    };
+    let loaded = load(&["lora.r=3", "name=another"], &flags).unwrap();
+    assert_eq!((loaded.spec.name.as_deref(), loaded.spec.lora.r), (Some("a job"), 3), "flags win over sets");
+    assert_eq!(loaded.spec.train, bench.load(MINIMAL, &[], &[]).unwrap().spec.train);
+    let error = load(&[], &flags[..1]).unwrap_err().to_string();
+    assert!(error.contains("missing key `data.train`"), "{error}");
+}
+
+#[test]
+fn a_name_is_a_text_of_one_line_and_of_64_characters() {
+    let long = "é".repeat(64);
+    for good in ["a", "Ünïcode ☃ \"quoted\" ../../x", &long] {
+        assert_eq!(check_name(good), Ok(()), "{good}");
+    }
+    let longer = "é".repeat(65);
+    for bad in ["", " ", "a\nb", "\u{1b}[2J", "a\0", &longer] {
+        assert!(check_name(bad).is_err(), "{bad:?}");
+        let error = Bench::new().error(MINIMAL, &[&format!("name={}", toml_text(bad))]);
+        assert!(error.contains("`name`: must"), "{error}");
+    }
+    // A job that is named after its file gets as much of that as a name may have.
+    let bench = Bench::new();
+    let path = bench.dir.path().join(format!("{}.toml", "n".repeat(80)));
+    std::fs::write(&path, MINIMAL).unwrap();
+    let spec = load(&path, &[], &[], bench.dir.path()).unwrap().spec;
+    assert_eq!(spec.name, Some("n".repeat(64)));
+}
+
+/// A text as TOML has it.
+fn toml_text(text: &str) -> String {
+    let escaped = text.chars().fold(String::new(), |all, c| all + &format!("\\U{:08X}", c as u32));
+    format!("\"{escaped}\"")
+}
+
+#[test]
 fn what_show_prints_is_the_same_job() {
     let bench = Bench::new();
     let everything: Vec<String> = samples()
@@ -335,7 +377,7 @@ fn what_show_prints_is_the_same_job() {
     for sets in [
         &[][..],
         &everything,
-        &["data.validation=v.jsonl", "train.warmup_steps=2", "name=tab\there \u{7f} \"q\" é"],
+        &["data.validation=v.jsonl", "train.warmup_steps=2", "data.prompt_column=tab\there \u{7f} \"q\" é"],
         &["data.validation_split=0"],
     ] {
         let loaded = bench.load(MINIMAL, sets, &[]).unwrap();

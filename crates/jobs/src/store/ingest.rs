@@ -61,11 +61,13 @@ pub(super) fn ingest(sql: &Connection, id: &str, path: &Path) -> Result<usize, T
             )
             .optional()?;
         let Some((offset, mut seq, progress, mut checkpoint)) = known else { return Ok(added) };
-        let bytes = read_from(path, offset).map_err(Trouble::Io)?;
+        let Some((file, bytes)) = read_from(path, offset).map_err(Trouble::Io)? else { return Ok(added) };
         let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |last| last + 1);
         if whole == 0 {
             return Ok(added);
         }
+        // What is committed to the store must not be lost from the log by a power cut: other events would take its place.
+        file.sync_data().map_err(Trouble::Io)?;
         // What an older version wrote there is not worth more than to be made again.
         let mut progress: Progress = serde_json::from_str(&progress).unwrap_or_default();
         let mut insert = sql.prepare_cached(
@@ -97,10 +99,10 @@ pub(super) fn ingest(sql: &Connection, id: &str, path: &Path) -> Result<usize, T
     }
 }
 
-fn read_from(path: &Path, offset: u64) -> io::Result<Vec<u8>> {
+fn read_from(path: &Path, offset: u64) -> io::Result<Option<(File, Vec<u8>)>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
     file.seek(SeekFrom::Start(offset))?;
@@ -111,5 +113,5 @@ fn read_from(path: &Path, offset: u64) -> io::Result<Vec<u8>> {
         && !bytes.contains(&b'\n')
         && file.by_ref().take(AT_ONCE).read_to_end(&mut bytes)? > 0
     {}
-    Ok(bytes)
+    Ok(Some((file, bytes)))
 }

@@ -1,7 +1,7 @@
 //! The tables of the store, and the rules that the database itself keeps.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
@@ -107,7 +107,18 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
         Ok(connection)
     });
     let mut connection = opened.map_err(|e| fault(path, e))?;
-    settle(&mut connection).map_err(|e| fault(path, e))?;
+    // Two processes that make it at once: SQLite does not wait where the journal's mode is changed.
+    let started = Instant::now();
+    loop {
+        match settle(&mut connection) {
+            Err(e)
+                if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && started.elapsed() < PATIENCE =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            settled => break settled.map_err(|e| fault(path, e))?,
+        }
+    }
     check_marks(&connection, path)?;
     Ok(connection)
 }

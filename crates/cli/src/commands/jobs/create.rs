@@ -100,6 +100,7 @@ fn from_stdin(spec: &JobSpec) -> Result<Option<&'static str>, CliError> {
 fn agreed(spec: &JobSpec) -> Result<bool, CliError> {
     let cancel = interrupt::install_stop("stopping", engine::Stop::Cancel, 130)?;
     let quote = engine::quote(spec, None, &cancel, false)?;
+    interrupt::at_once();
     out::note(&short(&quote));
     confirm("start? [y/N]", "start")
 }

@@ -1,12 +1,13 @@
 //! `tunesmith show`.
 
 use std::io::IsTerminal as _;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tunesmith_jobs::State;
 use tunesmith_jobs::store::{Filter, Summary};
 
 use super::view::{Line, fraction, phase, words};
-use super::{grid, moment, open};
+use super::{grid, open};
 use crate::args::ListArgs;
 use crate::error::CliError;
 use crate::out;
@@ -35,8 +36,9 @@ pub(crate) fn run(args: &ListArgs) -> Result<(), CliError> {
         out::note(none);
         return Ok(());
     }
-    let header = ["id", "status", "name", "progress", "base", "created (UTC)", "device or reason"];
-    let rows: Vec<Vec<String>> = jobs.iter().map(row).collect();
+    let header = ["id", "status", "name", "progress", "base", "created", "device or reason"];
+    let now = now();
+    let rows: Vec<Vec<String>> = jobs.iter().map(|job| row(job, now)).collect();
     // A program that reads the table is not helped by cells that are cut.
     let width = if std::io::stdout().is_terminal() { grid::width() } else { usize::MAX / 2 };
     out::print(&grid::table_with(&header.map(str::to_owned), &rows, width, 2))?;
@@ -47,7 +49,7 @@ pub(crate) fn run(args: &ListArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn row(job: &Summary) -> Vec<String> {
+fn row(job: &Summary, now: i64) -> Vec<String> {
     let base = job.base_model.rsplit('/').find(|part| !part.is_empty()).unwrap_or(&job.base_model);
     vec![
         job.id.clone(),
@@ -55,7 +57,7 @@ fn row(job: &Summary) -> Vec<String> {
         grid::plain(&job.name),
         steps(job),
         grid::plain(base),
-        moment(job.created_ms).get(..16).unwrap_or_default().to_owned(),
+        ago(now, job.created_ms),
         grid::plain(job.device.as_deref().or(job.reason.as_deref()).unwrap_or_default()),
     ]
 }
@@ -66,4 +68,41 @@ fn steps(job: &Summary) -> String {
     }
     let percent = 100.0 * fraction(job.state, job.fraction());
     format!("{}/{} {percent:.0}%", thousands(job.step as usize), thousands(job.total_steps as usize))
+}
+
+/// Milliseconds since 1970.
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+/// How long ago a moment was: short, as a list has little room and `describe` has the moment itself.
+fn ago(now: i64, then: i64) -> String {
+    let seconds = (now - then).max(0) / 1000;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (seconds, minutes, hours) {
+        (..60, ..) => format!("{seconds} s ago"),
+        (_, ..60, _) => format!("{minutes} min ago"),
+        (_, _, ..48) => format!("{hours} h ago"),
+        _ => format!("{days} d ago"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ago;
+
+    #[test]
+    fn ages_are_short() {
+        for (seconds, text) in [
+            (-5, "0 s ago"),
+            (59, "59 s ago"),
+            (60, "1 min ago"),
+            (3599, "59 min ago"),
+            (3600, "1 h ago"),
+            (172_799, "47 h ago"),
+            (172_800, "2 d ago"),
+        ] {
+            assert_eq!(ago(1_000_000_000, 1_000_000_000 - 1000 * seconds), text);
+        }
+    }
 }

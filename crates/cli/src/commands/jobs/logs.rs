@@ -112,6 +112,10 @@ impl Lines for Log {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
             Err(e) => return Err(failed()(e)),
         };
+        if file.metadata().map_err(failed())?.len() < self.at {
+            // A long log has made way for a new one.
+            self.at = 0;
+        }
         file.seek(SeekFrom::Start(self.at)).map_err(failed())?;
         let mut reader = BufReader::new(file);
         let (mut line, mut shown) = (Vec::new(), 0);
