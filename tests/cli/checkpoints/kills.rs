@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use tunesmith_jobs::Desired;
 use tunesmith_jobs::dir::Control;
 
-use super::*;
+use super::{
+    EXTRA, TMP, bench, checkpoints, events, job, outcome, reference, start, until, work, work_failing,
+};
 use crate::support::{finish, read_json};
 
 #[test]
@@ -27,7 +29,7 @@ fn killed_anywhere_a_run_ends_as_the_one_that_was_not() {
         work(&bench, &job, "train").ok();
         assert_eq!(outcome(&job), whole, "{point}");
         let left = fs::read_dir(&job).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        let left: Vec<_> = left.filter(|n| n.ends_with(".tmp")).collect();
+        let left: Vec<_> = left.filter(|n| n.ends_with(TMP)).collect();
         assert_eq!(left, [""; 0], "{point}");
         // Each checkpoint has been told, also one that was written in the moment of the kill.
         let told: std::collections::BTreeSet<u64> =
@@ -98,7 +100,7 @@ fn paused_a_run_goes_on_and_cancelled_it_leaves_an_adapter() {
     work(&bench, &job, "train").ok();
     assert_eq!(outcome(&job), whole);
 
-    let job = self::job(&bench, &[]);
+    let job = super::job(&bench, &[]);
     work(&bench, &job, "prepare").ok();
     let mut child = start(&bench, &job);
     until("two steps", || events(&job, "step").len() > 1);
@@ -126,11 +128,13 @@ fn a_job_cancelled_before_it_begins_computes_nothing() {
     assert!(!job.join("data").exists());
 }
 
+type Harm = fn(&Path);
+
 #[test]
 fn a_damaged_checkpoint_is_passed_over_with_a_warning() {
     let bench = bench(EXTRA);
     let whole = reference(&bench);
-    let damage: [(&str, fn(&Path)); 3] = [
+    let damage: [(&str, Harm); 3] = [
         ("a flipped bit", |dir| {
             let path = dir.join("optimizer.safetensors");
             let mut bytes = fs::read(&path).unwrap();
@@ -152,7 +156,7 @@ fn a_damaged_checkpoint_is_passed_over_with_a_warning() {
         let job = job(&bench, &[]);
         work(&bench, &job, "prepare").ok();
         assert_eq!(work_failing(&bench, &job, "train", "ckpt:before_rename@6").code, -1);
-        assert_eq!(checkpoints(&job).iter().filter(|n| !n.ends_with(".tmp")).count(), 5);
+        assert_eq!(checkpoints(&job).iter().filter(|n| !n.ends_with(TMP)).count(), 5);
         harm(&job.join("ckpt-00000005"));
         work(&bench, &job, "train").ok();
         let warnings = events(&job, "warning");

@@ -10,15 +10,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-use tunesmith_jobs::Desired;
-use tunesmith_jobs::dir::{Attempt, AttemptFailure, Control, Heartbeat, JobDir, WorkerIdentity};
+use serde_json::Value;
+use tunesmith_jobs::dir::JobDir;
 
 use crate::support::{Bench, Ran, finish, read_json, rows, small_job};
 
 /// Accumulation, dropout, two epochs of four steps, an evaluation after every second.
 const EXTRA: &str = "micro_batch_size = 2\nevals_per_epoch = 2\nlearning_rate = 1e-3\nsave_steps = 1\n\
                      save_total_limit = 99\n[preview]\nprompts = 1\nmax_new_tokens = 3\n";
+
+/// Ends the names of what is not whole.
+const TMP: &str = ".tmp";
 
 /// A bench with a job file and rows for it.
 fn bench(extra: &str) -> Bench {

@@ -4,7 +4,7 @@ use std::fs;
 
 use tunesmith_jobs::dir::{Attempt, AttemptFailure};
 
-use super::*;
+use super::{EXTRA, bench, checkpoints, events, job, outcome, reference, work, work_failing, worker};
 use crate::support::{finish, read_json};
 
 #[test]

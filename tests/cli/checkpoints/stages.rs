@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 use tunesmith_jobs::dir::{Attempt, Heartbeat, JobDir, WorkerIdentity};
 
-use super::*;
+use super::{EXTRA, bench, checkpoints, events, job, outcome, weights, work, work_failing};
 use crate::support::{Bench, read_json, rows};
 
 #[test]
@@ -170,7 +170,7 @@ fn the_output_is_delivered_once_and_never_over_something_else() {
     assert_eq!(read_json(&job.join("result.json"))["adapter"], bench.path("out").to_str().unwrap());
     assert!(delivered == weights(&bench.path("out")) && delivered == weights(&job.join("adapter")));
 
-    let job = self::job(&bench, &sets);
+    let job = super::job(&bench, &sets);
     fs::write(bench.path("out/README.md"), "mine").unwrap();
     work(&bench, &job, "prepare").ok();
     work(&bench, &job, "train").failed(65, "out` already exists");
