@@ -133,7 +133,7 @@ impl<'a> Run<'a> {
     /// Logs an event, shows it and keeps what the result needs of it.
     ///
     /// # Errors
-    /// [`CliError::JobDir`] when the log cannot be written; the run should stop then.
+    /// [`CliError::Jobs`] when the log cannot be written; the run should stop then.
     pub fn event(&mut self, event: &Event) -> Result<(), CliError> {
         self.log(event)?;
         match event {
