@@ -75,6 +75,25 @@ fn out_of_memory_is_tried_once_more_with_smaller_micro_batches_and_then_said_wit
     assert!(error.message.chars().any(|c| c.is_ascii_digit()), "no numbers: {}", error.message);
 }
 
+/// What a GPU that falls off its bus looks like, on the CPU.
+#[test]
+fn a_device_that_is_lost_is_waited_for_and_the_job_goes_on() {
+    let (mut workspace, reference) = workspace();
+    set(&mut workspace, "TUNESMITH_FAIL", "train:device_lost@12");
+    workspace.supervise();
+    let id = workspace.create("job", &[]);
+    let job = workspace.wait(&id, "queued again", |job| job.attempt == 1 && job.state == State::Queued);
+    let reason = job.reason.unwrap_or_default();
+    assert!(reason.contains("tries again after 10") && reason.contains("device"), "{reason}");
+    assert!(workspace.worker(&id).is_none() && job.device.is_none(), "the device is free meanwhile");
+    // A new supervisor does not wait.
+    workspace.environment.clear();
+    workspace.supervise();
+    let job = workspace.wait_for_end(&id);
+    workspace.judge(&job, &reference);
+    assert_eq!(job.attempt, 2);
+}
+
 #[test]
 fn a_worker_that_hangs_is_noticed_killed_and_followed_by_another() {
     let (mut workspace, reference) = workspace();

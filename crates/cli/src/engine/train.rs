@@ -199,6 +199,9 @@ struct Watch<'a, 'b> {
 impl Observer for Watch<'_, '_> {
     fn event(&mut self, event: &Event) -> Result<(), ObserverError> {
         self.run.event(event)?;
+        if failpoint::named("train:device_lost") {
+            return Err(Box::new(CliError::Device("the device does not answer any more".to_owned())));
+        }
         match event {
             Event::Plan { .. } => self.run.phase(self.first)?,
             Event::Evaluation { step: 0, .. } => self.run.phase("training")?,
