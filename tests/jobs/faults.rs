@@ -10,14 +10,7 @@ use serde_json::Value;
 use tunesmith_jobs::dir::WorkerIdentity;
 use tunesmith_jobs::{State, Store};
 
-use crate::kit::{Outcome, Workspace, kill};
-
-/// A workspace, and what its job comes to where nothing goes wrong.
-fn workspace() -> (Workspace, Outcome) {
-    let workspace = Workspace::new();
-    let reference = workspace.reference();
-    (workspace, reference)
-}
+use crate::kit::{Outcome, Workspace, kill, reference};
 
 fn set(workspace: &mut Workspace, name: &str, value: &str) {
     workspace.environment.push((name.to_owned(), value.to_owned()));
@@ -26,14 +19,13 @@ fn set(workspace: &mut Workspace, name: &str, value: &str) {
 /// A worker that dies at the same place of every third checkpoint still gets there, two steps at a time.
 #[test]
 fn dying_inside_every_third_checkpoint_only_costs_time() {
-    let (_, reference) = workspace();
     for place in ["ckpt:after_tmp", "ckpt:before_rename", "ckpt:after_rename"] {
         let mut workspace = Workspace::new();
         set(&mut workspace, "TUNESMITH_FAIL", &format!("{place}@6"));
         workspace.supervise();
         let id = workspace.create("job", &[]);
         let job = workspace.wait_for_end(&id);
-        workspace.judge(&job, &reference);
+        workspace.judge(&job, reference());
         assert!(job.attempt > 4, "{place}: only {} attempts, was it ever reached?", job.attempt);
     }
 }
@@ -41,7 +33,6 @@ fn dying_inside_every_third_checkpoint_only_costs_time() {
 /// Around the end of a job: the adapter is there, the result is not, or the supervisor has not seen it.
 #[test]
 fn dying_around_the_end_makes_no_second_end() {
-    let (_, reference) = workspace();
     for place in ["worker:before_adapter", "worker:before_result", "worker:after_result"] {
         let mut workspace = Workspace::new();
         set(&mut workspace, "TUNESMITH_FAIL", place);
@@ -52,13 +43,13 @@ fn dying_around_the_end_makes_no_second_end() {
         workspace.environment.clear();
         workspace.supervise();
         let job = workspace.wait_for_end(&id);
-        workspace.judge(&job, &reference);
+        workspace.judge(&job, reference());
     }
 }
 
 #[test]
 fn out_of_memory_is_tried_once_more_with_smaller_micro_batches_and_then_said_with_numbers() {
-    let (mut workspace, _) = workspace();
+    let mut workspace = Workspace::new();
     // Two rows do not fit, one does.
     set(&mut workspace, "TUNESMITH_FAKE_OOM_ABOVE", "40");
     workspace.supervise();
@@ -78,7 +69,7 @@ fn out_of_memory_is_tried_once_more_with_smaller_micro_batches_and_then_said_wit
 /// What a GPU that falls off its bus looks like, on the CPU.
 #[test]
 fn a_device_that_is_lost_is_waited_for_and_the_job_goes_on() {
-    let (mut workspace, reference) = workspace();
+    let mut workspace = Workspace::new();
     set(&mut workspace, "TUNESMITH_FAIL", "train:device_lost@12");
     workspace.supervise();
     let id = workspace.create("job", &[]);
@@ -90,13 +81,13 @@ fn a_device_that_is_lost_is_waited_for_and_the_job_goes_on() {
     workspace.environment.clear();
     workspace.supervise();
     let job = workspace.wait_for_end(&id);
-    workspace.judge(&job, &reference);
+    workspace.judge(&job, reference());
     assert_eq!(job.attempt, 2);
 }
 
 #[test]
 fn a_worker_that_hangs_is_noticed_killed_and_followed_by_another() {
-    let (mut workspace, reference) = workspace();
+    let mut workspace = Workspace::new();
     set(&mut workspace, "TUNESMITH_HANG_SECONDS", "2");
     workspace.supervise();
     let id = workspace.create("job", &[]);
@@ -105,14 +96,14 @@ fn a_worker_that_hangs_is_noticed_killed_and_followed_by_another() {
     kill(pid, "STOP");
     let job = workspace.wait_for_end(&id);
     kill(pid, "CONT");
-    workspace.judge(&job, &reference);
+    workspace.judge(&job, reference());
     assert_eq!(job.attempt, 2);
 }
 
 /// The clock of every process jumps an hour on, then two back.
 #[test]
 fn a_clock_that_jumps_kills_nobody() {
-    let (mut workspace, reference) = workspace();
+    let mut workspace = Workspace::new();
     let offset = workspace.path("offset");
     fs::write(&offset, "0").unwrap();
     set(&mut workspace, "TUNESMITH_FAKE_CLOCK", offset.to_str().unwrap());
@@ -123,14 +114,14 @@ fn a_clock_that_jumps_kills_nobody() {
     workspace.wait(&id, "at step 10", |job| job.progress.step >= 10);
     fs::write(&offset, "-3600").unwrap();
     let job = workspace.wait_for_end(&id);
-    workspace.judge(&job, &reference);
+    workspace.judge(&job, reference());
     assert_eq!(job.attempt, 1);
 }
 
 /// After a reboot the process ids are other people's.
 #[test]
 fn a_stranger_with_the_workers_process_id_is_left_alone() {
-    let (mut workspace, reference) = workspace();
+    let mut workspace = Workspace::new();
     workspace.supervise();
     let id = workspace.create("job", &[]);
     workspace.wait(&id, "at step 3", |job| job.progress.step >= 3);
@@ -142,7 +133,7 @@ fn a_stranger_with_the_workers_process_id_is_left_alone() {
     WorkerIdentity { pid: stranger.id(), boot_id: "another boot".into(), ..old }.write(&dir).unwrap();
     workspace.supervise();
     let job = workspace.wait_for_end(&id);
-    workspace.judge(&job, &reference);
+    workspace.judge(&job, reference());
     assert!(stranger.try_wait().unwrap().is_none(), "a stranger was killed");
     stranger.kill().unwrap();
     stranger.wait().unwrap();
@@ -150,7 +141,7 @@ fn a_stranger_with_the_workers_process_id_is_left_alone() {
 
 #[test]
 fn a_job_directory_that_vanishes_is_an_error_and_the_next_job_runs() {
-    let (mut workspace, reference) = workspace();
+    let mut workspace = Workspace::new();
     workspace.supervise();
     let lost = workspace.create("lost", &[]);
     workspace.wait(&lost, "at step 2", |job| job.progress.step >= 2);
@@ -165,12 +156,12 @@ fn a_job_directory_that_vanishes_is_an_error_and_the_next_job_runs() {
     let error = job.result.unwrap().error.unwrap();
     assert!(error.message.contains(&lost), "{error:?}");
     let job = workspace.wait_for_end(&next);
-    workspace.judge(&job, &reference);
+    workspace.judge(&job, reference());
 }
 
 #[test]
 fn the_source_may_go_once_the_rows_are_read() {
-    let (mut workspace, reference) = workspace();
+    let mut workspace = Workspace::new();
     workspace.supervise();
     let id = workspace.create("job", &[]);
     workspace.wait(&id, "validated", |job| job.state != State::Validating);
@@ -178,12 +169,12 @@ fn the_source_may_go_once_the_rows_are_read() {
     workspace.wait(&id, "at step 2", |job| job.progress.step >= 2);
     kill(workspace.worker(&id).unwrap(), "KILL");
     let job = workspace.wait_for_end(&id);
-    workspace.judge(&job, &reference);
+    workspace.judge(&job, reference());
 }
 
 #[test]
 fn a_second_supervisor_says_who_is_there_and_goes() {
-    let (mut workspace, _) = workspace();
+    let mut workspace = Workspace::new();
     workspace.supervise();
     let first = workspace.supervisor().unwrap();
     // A job that moves shows that it is at work.
@@ -197,7 +188,7 @@ fn a_second_supervisor_says_who_is_there_and_goes() {
 
 #[test]
 fn a_supervisor_that_is_told_to_go_leaves_its_workers_and_they_are_taken_over() {
-    let (mut workspace, reference) = workspace();
+    let mut workspace = Workspace::new();
     workspace.supervise();
     let ids = ["a", "b", "c"].map(|name| workspace.create(name, &[]));
     workspace.wait(&ids[0], "at step 2", |job| job.progress.step >= 2);
@@ -213,14 +204,14 @@ fn a_supervisor_that_is_told_to_go_leaves_its_workers_and_they_are_taken_over() 
     workspace.supervise();
     for id in &ids {
         let job = workspace.wait_for_end(id);
-        workspace.judge(&job, &reference);
+        workspace.judge(&job, reference());
         assert_eq!(job.attempt, 1, "{}", job.name);
     }
 }
 
 #[test]
 fn many_creates_with_one_key_make_one_job() {
-    let (mut workspace, reference) = workspace();
+    let mut workspace = Workspace::new();
     workspace.supervise();
     let args = ["create", "job", "--config", "job.toml", "-y", "--json", "--idempotency-key", "k"];
     let children: Vec<_> = (0..12)
@@ -237,13 +228,13 @@ fn many_creates_with_one_key_make_one_job() {
         .collect();
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     let job = workspace.wait_for_end(&ids[0]);
-    workspace.judge(&job, &reference);
+    workspace.judge(&job, reference());
     assert_eq!(workspace.jobs().len(), 1);
 }
 
 #[test]
 fn a_broken_store_is_refused_in_a_sentence_and_made_again_by_the_doctor() {
-    let (mut workspace, reference) = workspace();
+    let mut workspace = Workspace::new();
     workspace.supervise();
     let done = workspace.create("done", &[]);
     workspace.wait_for_end(&done);
@@ -265,11 +256,11 @@ fn a_broken_store_is_refused_in_a_sentence_and_made_again_by_the_doctor() {
     workspace.run(&["doctor", "--rebuild"]);
     // The end is there; the way to it is not.
     assert_eq!(workspace.job(&done).state, State::Succeeded);
-    assert_eq!(Outcome::of(&workspace.job_dir(&done)), reference);
+    assert_eq!(&Outcome::of(&workspace.job_dir(&done)), reference());
     assert!(Store::open(&workspace.home()).unwrap().history(&done).unwrap().is_empty());
     workspace.supervise();
     let job = workspace.wait_for_end(&half);
-    workspace.judge(&job, &reference);
+    workspace.judge(&job, reference());
 }
 
 /// Runs in a namespace of its own, where it may mount a small file system; without the right to do so it is skipped.
@@ -297,7 +288,7 @@ fn a_full_disk_pauses_the_job_and_room_lets_it_go_on() {
 }
 
 fn full_disk() {
-    let (mut workspace, reference) = workspace();
+    let mut workspace = Workspace::new();
     fs::create_dir(workspace.home()).unwrap();
     let mount = Command::new("mount")
         .args(["-t", "tmpfs", "-o", "size=20m", "tmpfs"])
@@ -333,7 +324,7 @@ fn full_disk() {
     assert!(workspace.supervisor_lives());
     workspace.run(&["resume", &id]);
     let job = workspace.wait_for_end(&id);
-    workspace.judge(&job, &reference);
+    workspace.judge(&job, reference());
     let only = workspace.jobs().len();
     assert_eq!(only, 1, "what was refused is no job");
     Command::new("umount").arg("-l").arg(workspace.home()).status().unwrap();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -108,15 +109,11 @@ impl Workspace {
         self.home().join("jobs").join(id)
     }
 
-    fn command_in(&self, home: &Path, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tunesmith"));
-        command.args(args).current_dir(self.dir.path()).env("TUNESMITH_HOME", home).stdin(Stdio::null());
-        command
-    }
-
     /// The program, in this workspace.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = self.command_in(&self.home(), args);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tunesmith"));
+        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        command.env("TUNESMITH_HOME", self.home());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -127,17 +124,6 @@ impl Workspace {
         let ran = self.command(args).output().unwrap();
         assert!(ran.status.success(), "{args:?}: {ran:?}");
         String::from_utf8(ran.stdout).unwrap()
-    }
-
-    /// The run that nobody touches, in a home of its own.
-    pub(crate) fn reference(&self) -> Outcome {
-        let home = self.path("reference");
-        let ran = self.command_in(&home, &["train", "job.toml", "--quiet"]).output().unwrap();
-        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-        let job = fs::read_dir(home.join("jobs")).unwrap().next().unwrap().unwrap().path();
-        let outcome = Outcome::of(&job);
-        assert_eq!(outcome.losses.iter().filter(|(kind, ..)| kind == "step").count(), 40);
-        outcome
     }
 
     /// Starts a supervisor, after the end of the one before.
@@ -257,6 +243,19 @@ impl Drop for Workspace {
         // Workers outlive their supervisor.
         self.kill_workers();
     }
+}
+
+/// What the job comes to where nobody touches it: run once for all tests, in the foreground.
+pub(crate) fn reference() -> &'static Outcome {
+    static REFERENCE: OnceLock<Outcome> = OnceLock::new();
+    REFERENCE.get_or_init(|| {
+        let workspace = Workspace::new();
+        workspace.run(&["train", "job.toml", "--quiet"]);
+        let job = fs::read_dir(workspace.home().join("jobs")).unwrap().next().unwrap().unwrap().path();
+        let outcome = Outcome::of(&job);
+        assert_eq!(outcome.losses.iter().filter(|(kind, ..)| kind == "step").count(), 40);
+        outcome
+    })
 }
 
 /// Sends a signal.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tunesmith_jobs::Store;
 
-use crate::kit::{Random, Workspace};
+use crate::kit::{Random, Workspace, reference};
 
 /// Times that the power goes.
 const CUTS: usize = 4;
@@ -53,7 +53,6 @@ fn a_power_cut_loses_no_job_that_was_acknowledged() {
         println!("skipped: there is no C compiler");
         return;
     };
-    let reference = workspace.reference();
     let mut random = Random(0xC07);
     for cut in 0..CUTS {
         let shadow = workspace.path(&format!("shadow-{cut}"));
@@ -87,7 +86,7 @@ fn a_power_cut_loses_no_job_that_was_acknowledged() {
         workspace.supervise();
         for id in &ids {
             let job = workspace.wait_for_end(id);
-            workspace.judge(&job, &reference);
+            workspace.judge(&job, reference());
         }
         workspace.stop_supervising();
         fs::rename(workspace.home(), workspace.path(&format!("done-{cut}"))).unwrap();

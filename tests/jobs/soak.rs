@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tunesmith_jobs::store::Job;
 use tunesmith_jobs::{State, Store};
 
-use crate::kit::{PATIENCE, Random, Workspace, kill};
+use crate::kit::{PATIENCE, Random, Workspace, kill, reference};
 
 /// Jobs that are there at a time.
 const JOBS: usize = 4;
@@ -86,7 +86,6 @@ fn soak() {
         supervisors: 0,
         made: 0,
     };
-    let reference = soak.workspace.reference();
     soak.workspace.supervise();
     soak.create();
     let mut last_kill = Instant::now();
@@ -109,7 +108,7 @@ fn soak() {
     let jobs = soak.workspace.jobs();
     assert_eq!(jobs.len(), soak.made);
     for job in &jobs {
-        soak.workspace.judge(job, &reference);
+        soak.workspace.judge(job, reference());
     }
     let store = Store::open(&soak.workspace.home()).unwrap();
     assert!(store.problems().unwrap().is_empty() && store.leases().unwrap().is_empty());
