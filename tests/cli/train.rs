@@ -47,6 +47,7 @@ fn a_run_leaves_the_whole_job_directory() {
         names,
         [
             "adapter",
+            "ckpt-00000002",
             "ckpt-00000004",
             "data",
             "events.jsonl",
@@ -68,6 +69,11 @@ fn a_run_leaves_the_whole_job_directory() {
     let (phases, events): (Vec<Value>, Vec<Value>) = events.into_iter().partition(|e| e["type"] == "phase");
     let phases: Vec<&str> = phases.iter().map(|e| e["data"]["phase"].as_str().unwrap()).collect();
     assert_eq!(phases, ["validating", "loading", "evaluating", "training", "saving"]);
+    // Told when it has reached the disk: the one of the better evaluation in the middle, and the last.
+    let (saved, events): (Vec<Value>, Vec<Value>) =
+        events.into_iter().partition(|e| e["type"] == "checkpoint");
+    let saved: Vec<&Value> = saved.iter().map(|e| &e["data"]["step"]).collect();
+    assert_eq!(saved, [2, 4]);
     let kinds: Vec<&str> = events.iter().map(|e| e["type"].as_str().unwrap()).collect();
     assert_eq!(
         kinds,
@@ -82,7 +88,6 @@ fn a_run_leaves_the_whole_job_directory() {
             "step",
             "step",
             "evaluation",
-            "checkpoint",
             "stopped",
             "memory"
         ],

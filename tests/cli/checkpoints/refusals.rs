@@ -21,10 +21,12 @@ fn a_checkpoint_of_another_run_is_an_error_and_no_guess() {
     work(&bench, &job, "train").failed(65, "belongs to another run").failed(65, "ckpt-00000002");
 }
 
+type Spoil = fn(&str) -> String;
+
 #[test]
 fn a_spec_that_this_version_does_not_understand_is_refused() {
     let bench = bench("");
-    let spoil: [(fn(&str) -> String, &str); 3] = [
+    let spoil: [(Spoil, &str); 3] = [
         (
             |spec| spec.replace("\"format_version\": 1", "\"format_version\": 9"),
             "of format 9, which a later version",
