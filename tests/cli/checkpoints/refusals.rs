@@ -21,6 +21,7 @@ fn a_checkpoint_of_another_run_is_an_error_and_no_guess() {
     work(&bench, &job, "train").failed(65, "belongs to another run").failed(65, "ckpt-00000002");
 }
 
+/// What is done to the text of a spec.
 type Spoil = fn(&str) -> String;
 
 #[test]

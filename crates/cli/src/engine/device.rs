@@ -24,6 +24,11 @@ pub(super) fn run<W: Work>(device: &str, work: W) -> Result<W::Output, CliError>
     }
 }
 
+/// What a word for a device means: `auto` is the CPU, wherever a job runs, as long as no GPU has shown what it does.
+pub fn resolve(device: &str) -> &str {
+    if device == "auto" { "cpu" } else { device }
+}
+
 /// Whether a device can be used, before anything is read.
 ///
 /// # Errors

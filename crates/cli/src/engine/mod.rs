@@ -28,7 +28,7 @@ use tunesmith_jobs::dir::{EventLog, JobDir, JobResult};
 
 pub(crate) use base::TEMPLATE_HELPER;
 pub use check::{CheckRequest, Checked, check};
-pub use device::{all as devices, check as check_device};
+pub use device::{all as devices, check as check_device, resolve as resolve_device};
 pub use generate::generate;
 pub use quote::quote;
 pub(crate) use source::{absolute, is_plain_path, tables_path};
@@ -133,7 +133,7 @@ impl<'a> Run<'a> {
     /// Logs an event, shows it and keeps what the result needs of it.
     ///
     /// # Errors
-    /// [`CliError::JobDir`] when the log cannot be written; the run should stop then.
+    /// [`CliError::Jobs`] when the log cannot be written; the run should stop then.
     pub fn event(&mut self, event: &Event) -> Result<(), CliError> {
         self.log(event)?;
         match event {

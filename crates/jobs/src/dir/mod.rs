@@ -107,7 +107,10 @@ impl JobDir {
     /// Makes a new job directory under `home` with a fresh id, and takes its lock.
     pub fn create(home: &Path) -> Result<Self, Error> {
         let jobs = home.join("jobs");
-        fs::create_dir_all(&jobs).map_err(Error::at("create", &jobs))?;
+        if !jobs.is_dir() {
+            fs::create_dir_all(&jobs).map_err(Error::at("create", &jobs))?;
+            sync_dir(home)?;
+        }
         loop {
             let id = id::fresh();
             let path = jobs.join(&id);

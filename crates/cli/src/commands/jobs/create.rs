@@ -23,7 +23,8 @@ use crate::{engine, interrupt, out};
 
 /// Makes a job, and follows it.
 pub(crate) fn run(args: &CreateArgs) -> Result<ExitCode, CliError> {
-    let spec = spec(args)?;
+    let mut spec = spec(args)?;
+    spec.device = engine::resolve_device(&spec.device).to_owned();
     train::preflight(&spec)?;
     let piped = from_stdin(&spec)?;
     if !args.yes && !args.json && piped.is_none() && has_terminal() && !agreed(&spec)? {

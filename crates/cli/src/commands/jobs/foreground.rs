@@ -12,7 +12,7 @@ use tunesmith_jobs::store::{AttemptEnd, Job, Started};
 use tunesmith_jobs::{Answer, Desired, Error, State, Store, register, supervisor};
 
 use super::{grid, supervise};
-use crate::engine::{Stop, StopFlag};
+use crate::engine::{self, Stop, StopFlag};
 use crate::error::CliError;
 use crate::out;
 
@@ -81,8 +81,7 @@ impl Booking {
         quiet: bool,
     ) -> Result<Option<Started>, CliError> {
         let Some(store) = &mut self.store else { return Ok(None) };
-        // A run in a terminal has no other device than the one it is given: `auto` is the CPU.
-        let device = if wanted == "auto" { "cpu" } else { wanted };
+        let device = engine::resolve_device(wanted);
         if !store.end_validation(&self.id, self.fence, State::Queued, &AttemptEnd::default())? {
             return Err(lost(store, &self.id));
         }
