@@ -18,6 +18,7 @@ fn set(workspace: &mut Workspace, name: &str, value: &str) {
 
 /// A worker that dies at the same place of every third checkpoint still gets there, two steps at a time.
 #[test]
+#[cfg(debug_assertions)]
 fn dying_inside_every_third_checkpoint_only_costs_time() {
     for place in ["ckpt:after_tmp", "ckpt:before_rename", "ckpt:after_rename"] {
         let mut workspace = Workspace::new();
@@ -32,6 +33,7 @@ fn dying_inside_every_third_checkpoint_only_costs_time() {
 
 /// Around the end of a job: the adapter is there, the result is not, or the supervisor has not seen it.
 #[test]
+#[cfg(debug_assertions)]
 fn dying_around_the_end_makes_no_second_end() {
     for place in ["worker:before_adapter", "worker:before_result", "worker:after_result"] {
         let mut workspace = Workspace::new();
@@ -48,6 +50,7 @@ fn dying_around_the_end_makes_no_second_end() {
 }
 
 #[test]
+#[cfg(debug_assertions)]
 fn out_of_memory_is_tried_once_more_with_smaller_micro_batches_and_then_said_with_numbers() {
     let mut workspace = Workspace::new();
     // Two rows do not fit, one does.
@@ -68,6 +71,7 @@ fn out_of_memory_is_tried_once_more_with_smaller_micro_batches_and_then_said_wit
 
 /// What a GPU that falls off its bus looks like, on the CPU.
 #[test]
+#[cfg(debug_assertions)]
 fn a_device_that_is_lost_is_waited_for_and_the_job_goes_on() {
     let mut workspace = Workspace::new();
     set(&mut workspace, "TUNESMITH_FAIL", "train:device_lost@12");
@@ -102,6 +106,7 @@ fn a_worker_that_hangs_is_noticed_killed_and_followed_by_another() {
 
 /// The clock of every process jumps an hour on, then two back.
 #[test]
+#[cfg(debug_assertions)]
 fn a_clock_that_jumps_kills_nobody() {
     let mut workspace = Workspace::new();
     let offset = workspace.path("offset");
