@@ -93,9 +93,19 @@ pub(super) fn ingest(sql: &Connection, id: &str, path: &Path) -> Result<usize, T
         }
         let folded = serde_json::to_string(&progress).unwrap_or_else(|_| "{}".to_owned());
         sql.prepare_cached(
-            "UPDATE job SET event_offset = ?2, event_seq = ?3, progress = ?4, checkpoint_step = ?5 WHERE id = ?1",
+            "UPDATE job SET event_offset = ?2, event_seq = ?3, progress = ?4, checkpoint_step = ?5, phase = ?6, \
+             step = ?7, total_steps = ?8 WHERE id = ?1",
         )?
-        .execute(params![id, (offset + whole as u64) as i64, seq as i64, folded, checkpoint])?;
+        .execute(params![
+            id,
+            (offset + whole as u64) as i64,
+            seq as i64,
+            folded,
+            checkpoint,
+            progress.phase,
+            progress.step as i64,
+            progress.total_steps as i64,
+        ])?;
     }
 }
 

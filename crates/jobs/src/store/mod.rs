@@ -258,6 +258,8 @@ impl Store {
             .map(serde_json::to_string)
             .transpose()
             .map_err(|e| Error::Json { path: self.path.clone(), message: e.to_string() })?;
+        let why = || end.result.as_ref()?.error.as_ref().map(|error| error.message.clone());
+        let reason = end.reason.clone().or_else(why);
         let closed = self.write_with_events(&events, |sql| {
             let known = "SELECT fence FROM job WHERE id = ?1";
             let known = sql.query_row(known, [id], |row| row.get::<_, i64>(0)).optional()?;
@@ -278,7 +280,7 @@ impl Store {
                 params![
                     id,
                     to.as_str(),
-                    end.reason,
+                    reason,
                     result,
                     end.micro_batch_divisor,
                     end.stalls,

@@ -59,6 +59,8 @@ impl Store {
         let new = new_job(&facts.id, &facts.spec.spec, &facts.spec.submission);
         let result = facts.result.as_ref().map(serde_json::to_string).transpose();
         let result = result.map_err(|e| Error::Json { path: path.to_owned(), message: e.to_string() })?;
+        let error = facts.result.as_ref().and_then(|result| result.error.as_ref());
+        let why = error.map(|error| error.message.clone());
         let finished = facts.result.as_ref().and_then(|r| dir::rfc3339_millis(&r.finished_at));
         let events = path.join("events.jsonl");
         let first = if facts.state == State::Validating { State::Validating } else { State::Running };
@@ -98,8 +100,8 @@ impl Store {
             }
             if facts.state != first {
                 sql.execute(
-                    "UPDATE job SET state = ?2, result = ?3, finished_ms = ?4 WHERE id = ?1",
-                    params![new.id, facts.state.as_str(), result, finished],
+                    "UPDATE job SET state = ?2, result = ?3, finished_ms = ?4, reason = ?5 WHERE id = ?1",
+                    params![new.id, facts.state.as_str(), result, finished, why],
                 )?;
                 sql.execute("DELETE FROM history WHERE job_id = ?1", [&new.id])?;
                 // Its command was run when it ended, or will not be missed now.

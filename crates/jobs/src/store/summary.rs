@@ -1,7 +1,5 @@
 //! What a list of jobs shows: read without the jobs' results, so that thousands of jobs are no matter.
 
-use serde::Deserialize;
-
 use super::{FROM_JOB, Filter, Store, job};
 use crate::{Desired, Error, State};
 
@@ -34,31 +32,17 @@ pub struct Summary {
     pub total_steps: u64,
 }
 
-/// What is needed of [`super::Progress`].
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Short {
-    phase: Option<String>,
-    step: u64,
-    total_steps: u64,
-}
-
 impl Store {
     /// What [`Store::list`] gives, in short.
     pub fn summaries(&self, filter: Filter<'_>) -> Result<Vec<Summary>, Error> {
         let (only, limit) = filter.words();
         let query = format!(
-            "SELECT job.id, name, state, desired, base_model, lease.device, \
-             CASE state WHEN 'failed' THEN coalesce(json_extract(result, '$.error.message'), reason) \
-             ELSE reason END, created_ms, finished_ms, progress {FROM_JOB} {only} \
-             ORDER BY number DESC LIMIT {limit}"
+            "SELECT job.id, name, state, desired, base_model, lease.device, reason, created_ms, finished_ms, \
+             phase, step, total_steps {FROM_JOB} {only} ORDER BY number DESC LIMIT {limit}"
         );
         let read = || -> rusqlite::Result<Vec<Summary>> {
             let mut query = self.sql.prepare(&query)?;
             let rows = query.query_map([], |row| {
-                let progress = row.get_ref(9)?.as_str().unwrap_or_default();
-                // A list is still of use without the progress of a job that another version wrote.
-                let short: Short = serde_json::from_str(progress).unwrap_or_default();
                 Ok(Summary {
                     id: row.get(0)?,
                     name: row.get(1)?,
@@ -69,9 +53,9 @@ impl Store {
                     reason: row.get(6)?,
                     created_ms: row.get(7)?,
                     finished_ms: row.get(8)?,
-                    phase: short.phase,
-                    step: short.step,
-                    total_steps: short.total_steps,
+                    phase: row.get(9)?,
+                    step: row.get::<_, i64>(10)? as u64,
+                    total_steps: row.get::<_, i64>(11)? as u64,
                 })
             })?;
             rows.collect()

@@ -46,7 +46,9 @@ fn text(store: &Store, job: &Job, view: &View) -> Result<String, CliError> {
     if let Some(position) = view.position {
         lines.say("position", &format!("{position} among the jobs that wait"));
     }
-    lines.maybe("reason", view.reason.as_deref());
+    if view.error.is_none() {
+        lines.maybe("reason", view.reason.as_deref());
+    }
     if let Some(error) = job.result.as_ref().and_then(|result| result.error.as_ref()) {
         lines.say("error", &format!("{} [{}, {}]", error.message, error.class, error.code));
         lines.maybe("hint", error.hint.as_deref());
