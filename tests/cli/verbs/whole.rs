@@ -168,6 +168,16 @@ fn a_job_of_bad_rows_says_so_and_ends_with_65() {
     whole.run(&["describe", ran.stdout.trim(), "--watch"]).ok();
 }
 
+/// The first line of what a process prints, and not a byte more.
+fn first_line(child: &mut std::process::Child) -> String {
+    let out = child.stdout.as_mut().unwrap();
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while line.last() != Some(&b'\n') && std::io::Read::read(out, &mut byte).unwrap() > 0 {
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).unwrap()
+}
+
 #[test]
 fn a_job_pauses_and_goes_on_where_it_was() {
     let whole = Whole::long();
@@ -182,11 +192,14 @@ fn a_job_pauses_and_goes_on_where_it_was() {
     assert_eq!(last["step"], step, "it paused with a checkpoint: {job}");
     assert!(whole.run(&["show"]).ok().stdout.contains("in_progress (paused)"));
 
-    let watch = whole.spawn(&["describe", "a", "--watch", "--json"]);
+    let mut watch = whole.spawn(&["describe", "a", "--watch", "--json"]);
+    // It must have seen the pause before that ends.
+    let first = first_line(&mut watch);
     let ran = whole.run(&["resume", "a", "--wait"]);
     assert_eq!(ran.ok().stdout, "a: running\n");
     let (code, stdout, stderr) = text(&watch.wait_with_output().unwrap());
     assert_eq!(code, Some(0), "{stderr}");
+    let stdout = first + &stdout;
     let seen: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((&seen[0]["phase"], &seen.last().unwrap()["status"]), (&json!("paused"), &json!("success")));
     let steps: Vec<u64> = whole
