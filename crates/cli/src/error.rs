@@ -240,8 +240,13 @@ impl CliError {
                 | tunesmith_jobs::Error::Ambiguous { .. }
                 | tunesmith_jobs::Error::Refused { .. },
             ) => None,
+            // The store can be made again; another damaged file has no second copy.
+            Self::Jobs(tunesmith_jobs::Error::Corrupt { path, .. }) if path.ends_with("jobs.sqlite") => Some(
+                "`tunesmith doctor --rebuild` makes the job store again from the jobs' directories"
+                    .to_owned(),
+            ),
             Self::Jobs(tunesmith_jobs::Error::Corrupt { .. }) => {
-                Some("`tunesmith doctor` says what is damaged; `tunesmith doctor --rebuild` makes the job store again from the jobs' directories".to_owned())
+                Some("`tunesmith doctor` says what else is damaged and what to do".to_owned())
             }
             Self::Jobs(_) => Some("TUNESMITH_HOME chooses the directory that jobs are kept in".to_owned()),
             Self::Internal(_) => Some("please report this with the command and the job file".to_owned()),
@@ -254,7 +259,7 @@ impl CliError {
         let mut text = self.to_string();
         let mut cause = self.source();
         while let Some(error) = cause {
-            let more = error.to_string();
+            let more = error.downcast_ref::<io::Error>().map_or_else(|| error.to_string(), io_words);
             // Some errors already say their cause in their own sentence.
             if !text.contains(&more) {
                 text.push_str(": ");
