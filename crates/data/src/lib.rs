@@ -23,6 +23,7 @@ pub use dataset::{BadRow, Counted, DataReport, Dataset, Fate, PrepareOptions, Pr
 pub use encode::{BosRule, ControlText, EncodedRow, Encoder, Prompt, TemplateChoice};
 pub use error::{Error, RowError, Spot};
 pub use example::{Example, Examples};
+pub use hex::hex;
 pub use over_long::OverLong;
 pub use pack::{Utilisation, pack, utilisation};
 pub use rows::{Columns, MAX_LINE_BYTES, Message, Parsed, Row, RowContent, Shape, read_rows};

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+use tunesmith_data::hex;
 use tunesmith_model::write_file;
 
 use super::{FORMAT_VERSION, MANIFEST_FILE};
@@ -129,13 +130,4 @@ fn digest(path: &Path) -> io::Result<(u64, String)> {
             Err(e) => return Err(e),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -1,9 +1,10 @@
 //! `tunesmith show`.
 
 use std::io::IsTerminal as _;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use tunesmith_jobs::State;
+use tunesmith_jobs::dir as jobdir;
 use tunesmith_jobs::store::{Filter, Summary};
 
 use super::view::{Line, fraction, phase, words};
@@ -72,7 +73,7 @@ fn steps(job: &Summary) -> String {
 
 /// Milliseconds since 1970.
 fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+    jobdir::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
 /// How long ago a moment was: short, as a list has little room and `describe` has the moment itself.
