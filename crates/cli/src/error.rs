@@ -242,7 +242,8 @@ impl CliError {
             ) => None,
             // The store can be made again; another damaged file has no second copy.
             Self::Jobs(tunesmith_jobs::Error::Corrupt { path, .. }) if path.ends_with("jobs.sqlite") => Some(
-                "`tunesmith doctor --rebuild` makes the job store again from the jobs' directories"
+                "`tunesmith doctor` says what is damaged; `tunesmith doctor --rebuild` makes the job store again from the \
+                 jobs' directories"
                     .to_owned(),
             ),
             Self::Jobs(tunesmith_jobs::Error::Corrupt { .. }) => {
