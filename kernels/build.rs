@@ -1,6 +1,7 @@
 //! Compiles `cuda/*.cu` into one fatbin each and writes a table that embeds them. Only with feature `cuda`.
 //!
-//! Beside each fatbin lies what ptxas said of it, and `kernels.txt` sums that up: registers and spills by kernel and
+//! What was compiled once is kept in the cache folder (`TUNESMITH_CACHE`, else `~/.cache/tunesmith`), by a hash of all that it is
+//! made from, so that a fresh clone compiles only what changed. Beside each fatbin lies what ptxas said of it, and `kernels.txt` sums that up: registers and spills by kernel and
 //! architecture. `TUNESMITH_CUDA_ARCHS` narrows the architectures, as in `80,90a` or `89,90+ptx`;
 //! `TUNESMITH_NVCC_FLAGS` adds flags, as in `-lineinfo` for profilers.
 
@@ -45,7 +46,8 @@ fn build() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo gave no OUT_DIR")?);
 
     let (sources, headers) = sources()?;
-    let compiler = Compiler { version: version(&nvcc)?, nvcc, targets: targets(), headers, out };
+    let kept = cache().map(|cache| cache.join("fatbins"));
+    let compiler = Compiler { version: version(&nvcc)?, nvcc, targets: targets(), headers, out, kept };
     let reports = in_parallel(&sources, |source| compiler.compile(source))?;
     write_table(&compiler, &sources, &reports)
 }
@@ -56,16 +58,24 @@ struct Compiler {
     targets: Vec<String>,
     headers: String,
     out: PathBuf,
+    /// Where fatbins of other builds are, if this user has a cache folder.
+    kept: Option<PathBuf>,
 }
 
 impl Compiler {
-    /// Compiles one file unless the last build did, and returns what ptxas said.
+    /// Compiles one file unless this build folder or the cache has it, and returns what ptxas said.
     fn compile(&self, source: &Path) -> Result<String> {
         let fatbin = self.out.join(name(source)).with_extension("fatbin");
         let (report, stamp) = (fatbin.with_extension("ptxas"), fatbin.with_extension("stamp"));
         let key = self.key(source)?;
         if fatbin.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
             return read(&report);
+        }
+        let kept = self.kept.as_ref().map(|kept| kept.join(format!("{}-{key}", name(source))));
+        if let Some(said) = kept.as_ref().and_then(|kept| take(kept, &fatbin)) {
+            write(&report, &said)?;
+            write(&stamp, &key)?;
+            return Ok(said);
         }
         let mut command = Command::new(&self.nvcc);
         command.args(FLAGS).args(&self.targets).arg("-o").arg(&fatbin).arg(source);
@@ -78,6 +88,10 @@ impl Compiler {
         }
         write(&report, &said)?;
         write(&stamp, &key)?;
+        if let Some(kept) = kept {
+            // A cache that cannot be written costs time and nothing else.
+            let _ = keep(&kept, &fatbin, &said);
+        }
         Ok(said)
     }
 
@@ -87,6 +101,28 @@ impl Compiler {
         (&self.version, &self.targets, FLAGS, &self.headers, read(source)?).hash(&mut hasher);
         Ok(format!("{:016x}", hasher.finish()))
     }
+}
+
+/// Takes a fatbin out of the cache, with what ptxas said of it.
+fn take(kept: &Path, fatbin: &Path) -> Option<String> {
+    let said = fs::read_to_string(kept.join("ptxas")).ok()?;
+    fs::copy(kept.join("fatbin"), fatbin).ok()?;
+    Some(said)
+}
+
+/// Puts a fatbin into the cache: a folder made aside and renamed, so that another build sees all of it or nothing.
+fn keep(kept: &Path, fatbin: &Path, said: &str) -> std::io::Result<()> {
+    let aside = kept.with_extension(format!("tmp{}", std::process::id()));
+    fs::create_dir_all(&aside)?;
+    fs::copy(fatbin, aside.join("fatbin"))?;
+    fs::write(aside.join("ptxas"), said)?;
+    fs::rename(&aside, kept).or_else(|_| fs::remove_dir_all(&aside))
+}
+
+/// The folder for what outlives clones and build folders.
+fn cache() -> Option<PathBuf> {
+    let given = env::var_os("TUNESMITH_CACHE").filter(|v| !v.is_empty()).map(PathBuf::from);
+    given.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache/tunesmith")))
 }
 
 /// `NVCC`, the toolkit that the environment names, `PATH`, then the folder of `scripts/cuda-toolkit.sh`.
@@ -104,10 +140,7 @@ fn find_nvcc() -> Result<PathBuf> {
         .extend(["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(|v| Path::new(&v).join("bin")));
     folders.extend(env::var_os("PATH").iter().flat_map(env::split_paths));
     folders.push(PathBuf::from("/usr/local/cuda/bin"));
-    let cache = env::var_os("TUNESMITH_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache/tunesmith")));
-    folders.extend(cache.map(|cache| cache.join("cuda/current/bin")));
+    folders.extend(cache().map(|cache| cache.join("cuda/current/bin")));
     folders.into_iter().map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file()).ok_or_else(|| {
         "feature `cuda` needs nvcc: run scripts/cuda-toolkit.sh, or set CUDA_HOME to a CUDA toolkit".into()
     })
