@@ -3,8 +3,8 @@
 
 use tunesmith_emulator::check;
 use tunesmith_ops::{
-    AdamW, Attention, AttentionGradients, DropoutKey, Error, Index, Kernels, Mat, MatMut, RefKernels,
-    RopeTable, RowNames,
+    AdamW, Attention, AttentionGradients, DeviceMemory, DropoutKey, Error, Index, Kernels, Mat, MatMut,
+    RefKernels, RopeTable, RowNames, Storage,
 };
 
 type Buf = Vec<f32>;
@@ -227,5 +227,13 @@ impl Kernels for Rounded {
     }
     fn adamw(&self, step: AdamW, p: &mut Buf, g: &Buf, m: &mut Buf, v: &mut Buf) -> Result<(), Error> {
         RefKernels.adamw(step, p, g, m, v)
+    }
+
+    // Memory.
+    fn storage(&self) -> Storage {
+        RefKernels.storage()
+    }
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        RefKernels.memory()
     }
 }

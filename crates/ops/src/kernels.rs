@@ -1,6 +1,8 @@
 //! What a device has to be able to do.
 
-use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
+use crate::{
+    AdamW, DeviceMemory, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences, Storage,
+};
 
 /// The numbers of an attention call beside its tensors.
 #[derive(Debug, Clone, Copy)]
@@ -224,4 +226,11 @@ pub trait Kernels: Send + Sync {
         m: &mut Self::Full,
         v: &mut Self::Full,
     ) -> Result<(), Error>;
+
+    // Memory.
+
+    /// How `Buf` is laid out, and what calls need beside their operands.
+    fn storage(&self) -> Storage;
+    /// The device's memory as it is after all queued work; nothing where there is none of its own, as on the CPU.
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error>;
 }

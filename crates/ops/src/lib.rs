@@ -13,6 +13,7 @@ mod reference;
 mod rng;
 mod rope;
 mod sequences;
+mod storage;
 
 pub use device::DeviceKernels;
 pub use error::Error;
@@ -23,9 +24,10 @@ pub use reference::RefKernels;
 pub use rng::{DropoutKey, Philox};
 pub use rope::RopeTable;
 pub use sequences::Sequences;
+pub use storage::{Calls, Storage};
 pub use tunesmith_kernels::cpu::AdamW;
 
-pub use tunesmith_kernels::gpu::Error as DeviceError;
+pub use tunesmith_kernels::gpu::{DeviceMemory, Error as DeviceError};
 
 /// The kernels on an NVIDIA GPU.
 #[cfg(feature = "cuda")]

@@ -39,6 +39,26 @@ pub trait Driver: Send + Sync + Debug + 'static {
 
     /// What the device can do.
     fn limits(&self) -> Limits;
+
+    // Memory.
+
+    /// The device's memory as it is after all queued work; nothing where nobody counts it.
+    fn device_memory(&self) -> Result<Option<DeviceMemory>> {
+        Ok(None)
+    }
+}
+
+/// The memory of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// What the device has.
+    pub total: u64,
+    /// What this process could still take: neither its own nor anybody else's.
+    pub free: u64,
+    /// What this process holds in blocks.
+    pub used: u64,
+    /// The most that it ever held in blocks.
+    pub peak: u64,
 }
 
 /// The numbers of a device that launchers choose by.

@@ -24,7 +24,7 @@ pub use self::device::{Facts, Memory};
 use self::event::Event;
 pub use self::modules::RESOURCES;
 use self::status::Named;
-use super::driver::{Arg, Driver, Gemm, Launch, Limits};
+use super::driver::{Arg, DeviceMemory, Driver, Gemm, Launch, Limits};
 use super::error::{Error, Result, expect};
 
 /// The most arguments that a kernel may have.
@@ -205,5 +205,12 @@ impl Driver for Cuda {
     fn limits(&self) -> Limits {
         let Facts { multiprocessors, shared_per_block, .. } = self.0.facts;
         Limits { multiprocessors, shared_per_block }
+    }
+
+    // Memory.
+
+    fn device_memory(&self) -> Result<Option<DeviceMemory>> {
+        self.enter()?;
+        self.0.context.device_memory().map(Some)
     }
 }
