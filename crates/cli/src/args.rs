@@ -9,8 +9,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tunesmith_train::Epochs;
+use tunesmith_train::plan::Bytes;
 
-pub(crate) use check::{CheckArgs, QuoteArgs};
+pub(crate) use check::{CheckArgs, PlanArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
 pub(crate) use jobs::{
     CreateArgs, DescribeArgs, DoctorArgs, ListArgs, LogsArgs, RemoveJobArgs, RetryArgs, WishArgs,
@@ -82,6 +83,8 @@ pub(crate) enum Command {
     Data(DataCommand),
     /// Say what a job will take: tokens, steps, time, memory, disk, and its price if asked
     Quote(QuoteArgs),
+    /// Say how a job would use the memory of its device, or of a card that is not here
+    Plan(PlanArgs),
     /// Make a job, which goes on when this terminal is closed
     Create(Box<CreateArgs>),
     /// List the jobs, the newest first
@@ -155,6 +158,9 @@ pub(crate) struct Overrides {
     /// Where to compute: cpu, cuda:N or auto, which is the CPU for now (device)
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
+    /// Most memory to take on the device, as 24GiB or a number of bytes (train.memory_limit)
+    #[arg(long, value_name = "BYTES", value_parser = memory)]
+    pub(crate) memory_limit: Option<Bytes>,
 }
 
 /// `tunesmith train`.
@@ -328,6 +334,7 @@ impl Command {
             Self::Train(args) => args.json,
             Self::Generate(args) => args.json,
             Self::Quote(args) => args.json,
+            Self::Plan(args) => args.json,
             Self::Data(command) => command.json(),
             Self::Create(args) => args.json,
             Self::Show(args) => args.json,
@@ -357,6 +364,10 @@ fn one_device(text: &str) -> Result<String, String> {
         Ok(device) if device != "auto" => Ok(device),
         _ => Err("expected cpu or cuda:N".to_owned()),
     }
+}
+
+fn memory(text: &str) -> Result<Bytes, String> {
+    text.parse()
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

@@ -102,6 +102,9 @@ pub struct Measured {
     pub joules_unknown: Option<String>,
     /// Most memory that the process took on the host, in bytes.
     pub peak_bytes: Option<u64>,
+    /// And on the device, where that has memory of its own.
+    #[serde(default)]
+    pub device_peak_bytes: Option<u64>,
 }
 
 /// How long a run will take, and how much energy, if it goes on as measured.
@@ -207,6 +210,7 @@ mod tests {
             joules: Some(60.0),
             joules_unknown: None,
             peak_bytes: None,
+            device_peak_bytes: None,
         };
         let estimate = Estimate::new(&PLAN, &measured);
         assert!((estimate.train_seconds - 12.0).abs() < 1e-9);

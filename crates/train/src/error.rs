@@ -3,6 +3,8 @@ use std::path::{Path, PathBuf};
 
 use tunesmith_data::Place;
 
+use crate::plan::Shortage;
+
 /// What can stop a run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -78,6 +80,9 @@ pub enum Error {
         /// What does not fit, and what to do.
         why: String,
     },
+    /// No way to run fits the memory.
+    #[error(transparent)]
+    NoRoom(#[from] Box<Shortage>),
     /// The rows could not be read back or packed.
     #[error(transparent)]
     Data(#[from] tunesmith_data::Error),

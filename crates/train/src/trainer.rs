@@ -1,14 +1,13 @@
 //! One optimizer step, and one evaluation.
 
+mod cut;
+
 use tunesmith_data::{Example, Place, pack};
-use tunesmith_model::{Batch, Decoder, Document, DropoutStep, Keep, Workspace};
+use tunesmith_model::{Batch, Decoder, Document, DropoutStep, Workspace};
 use tunesmith_ops::{AdamW, Kernels};
 
-use crate::{Error, Recompute, RunState, Snapshot, TrainConfig};
-
-/// Tokens of a micro-batch when its size is left to us: enough rows to keep the matrix products busy, few enough to
-/// keep the activations small.
-const MICRO_BATCH_TOKENS: usize = 2048;
+use crate::plan::{Lengths, MicroBatches};
+use crate::{Error, RunState, Snapshot, TrainConfig};
 
 /// What one optimizer step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -42,10 +41,10 @@ pub struct Trainer<K: Kernels> {
     first_moment: K::Full,
     second_moment: K::Full,
     workspace: Workspace<K>,
-    /// Most tokens of a micro-batch.
-    capacity: usize,
-    /// Micro-batches are made this many times smaller.
-    divisor: usize,
+    /// How steps are put into micro-batches.
+    cut: MicroBatches,
+    /// Tokens of the longest row.
+    longest: usize,
     steps: u64,
 }
 
@@ -83,48 +82,17 @@ impl<K: Kernels> Trainer<K> {
     /// # Errors
     /// As [`Trainer::for_lengths`].
     pub fn with_divisor(
-        mut decoder: Decoder<K>,
+        decoder: Decoder<K>,
         config: &TrainConfig,
         lora_dropout: f32,
         lengths: impl IntoIterator<Item = usize>,
         divisor: usize,
     ) -> Result<Self, Error> {
-        if decoder.layout().is_empty() {
-            return Err(Error::NoAdapter);
-        }
-        let mut lengths: Vec<usize> = lengths.into_iter().collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        let longest = lengths.first().copied().unwrap_or(0);
-        decoder.prepare_positions(longest);
-        let capacity = match micro_batch_rows(config, divisor) {
-            Some(rows) => lengths.iter().take(rows).sum(),
-            None => {
-                longest.max(micro_batch_tokens(divisor).min(lengths.iter().take(config.batch_size).sum()))
-            }
-        };
-        let keep = match config.recompute {
-            Recompute::None => Keep::All,
-            Recompute::Mlp => Keep::NoMlp,
-            Recompute::Min2 => Keep::Residuals,
-            Recompute::Min => Keep::Input,
-        };
-        let keep = vec![keep; decoder.config().num_hidden_layers];
-        let workspace = decoder.training_workspace(capacity, &keep, lora_dropout > 0.0)?;
-        let (k, n) = (decoder.kernels(), decoder.layout().len());
-        let (gradients, first_moment) = (k.zeros_full(n)?, k.zeros_full(n)?);
-        let second_moment = k.zeros_full(n)?;
-        Ok(Self {
-            config: config.clone(),
-            lora_dropout,
-            gradients,
-            first_moment,
-            second_moment,
-            workspace,
-            capacity,
-            divisor,
-            steps: 0,
-            decoder,
-        })
+        let lengths: Lengths = lengths.into_iter().collect();
+        let cut = MicroBatches::usual(config, &lengths, decoder.config().num_hidden_layers, divisor);
+        let mut trainer = Self::bare(decoder, config, lora_dropout, lengths.longest())?;
+        trainer.recut(cut)?;
+        Ok(trainer)
     }
 
     /// The model as it is now.
@@ -134,7 +102,7 @@ impl<K: Kernels> Trainer<K> {
 
     /// Most tokens that a micro-batch can have.
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.cut.capacity
     }
 
     /// Gives the model back.
@@ -170,7 +138,7 @@ impl<K: Kernels> Trainer<K> {
         self.decoder.kernels().clear_full(&mut self.gradients)?;
         let weight = 1.0 / trained_tokens as f32;
         let mut sum = 0f64;
-        let micro_batches = micro_batches(&self.config, self.divisor, examples)?;
+        let micro_batches = micro_batches(&self.config, &self.cut, examples)?;
         let last = micro_batches.len().saturating_sub(1);
         for (i, micro) in micro_batches.iter().enumerate() {
             let batch = batch(examples, micro);
@@ -316,7 +284,7 @@ impl<K: Kernels> Trainer<K> {
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Vec<RowLoss>>, Error> {
         let mut out = vec![RowLoss { sum: 0.0, trained_tokens: 0 }; examples.len()];
-        let micro_batches = micro_batches(&self.config, self.divisor, examples)?;
+        let micro_batches = micro_batches(&self.config, &self.cut, examples)?;
         let last = micro_batches.len().saturating_sub(1);
         for (i, micro) in micro_batches.iter().enumerate() {
             let batch = batch(examples, micro);
@@ -343,25 +311,14 @@ fn never_stopped() -> Error {
     Error::Observer("work that nobody may stop was stopped".into())
 }
 
-/// Rows of a micro-batch, when they are given.
-fn micro_batch_rows(config: &TrainConfig, divisor: usize) -> Option<usize> {
-    let rows = config.micro_batch_size.min(config.batch_size.max(1)) / divisor.max(1);
-    (config.micro_batch_size > 0).then_some(rows.max(1))
-}
-
-/// Tokens of a micro-batch, when its rows are not given; a longer row is one by itself.
-fn micro_batch_tokens(divisor: usize) -> usize {
-    MICRO_BATCH_TOKENS / divisor.max(1)
-}
-
 /// Puts rows into micro-batches, each a list of their numbers: so many rows each in their order, or packed into the
 /// token budget ([`tunesmith_data::pack`]). Either way the step's loss and gradient are the same sums.
 fn micro_batches(
     config: &TrainConfig,
-    divisor: usize,
+    cut: &MicroBatches,
     examples: &[&Example],
 ) -> Result<Vec<Vec<usize>>, Error> {
-    if let Some(rows) = micro_batch_rows(config, divisor) {
+    if let Some(rows) = cut.rows {
         let numbers: Vec<usize> = (0..examples.len()).collect();
         return Ok(numbers.chunks(rows).map(<[usize]>::to_vec).collect());
     }
@@ -370,7 +327,7 @@ fn micro_batches(
     for start in (0..examples.len()).step_by(config.batch_size) {
         let end = examples.len().min(start + config.batch_size);
         let lengths: Vec<usize> = examples[start..end].iter().map(|e| e.ids.len()).collect();
-        let budget = micro_batch_tokens(divisor).max(lengths.iter().copied().max().unwrap_or(0));
+        let budget = cut.tokens.max(lengths.iter().copied().max().unwrap_or(0));
         let packs = pack(&lengths, budget)?;
         out.extend(packs.into_iter().map(|p| p.into_iter().map(|i| start + i).collect::<Vec<_>>()));
     }

@@ -63,6 +63,11 @@ impl Footprint {
         self.storage
     }
 
+    /// Width of the residual stream.
+    pub fn width(&self) -> usize {
+        self.config.hidden_size
+    }
+
     /// Decoder blocks.
     pub fn layers(&self) -> usize {
         self.ranks.len()
