@@ -13,6 +13,7 @@ mod reference;
 mod rng;
 mod rope;
 mod sequences;
+mod stored;
 
 pub use device::DeviceKernels;
 pub use error::Error;
@@ -20,9 +21,10 @@ pub use fixed::{Fixed, Index, RowNames, Tag};
 pub use kernels::{Attention, AttentionGradients, Kernels};
 pub use mat::{Mat, MatMut};
 pub use reference::RefKernels;
-pub use rng::{DropoutKey, Philox};
+pub use rng::{DropoutKey, FillKey, Philox};
 pub use rope::RopeTable;
 pub use sequences::Sequences;
+pub use stored::{Stored, StoredType};
 pub use tunesmith_kernels::cpu::AdamW;
 
 pub use tunesmith_kernels::gpu::Error as DeviceError;

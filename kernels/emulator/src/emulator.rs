@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tunesmith_kernels::gpu::{Driver, Error, Gemm, Launch, Limits, Result};
 
@@ -122,5 +123,17 @@ impl Driver for Emulator {
 
     fn limits(&self) -> Limits {
         Limits { multiprocessors: 132, shared_per_block: 227 * 1024 }
+    }
+
+    // --- loading and timing ---
+
+    type Mark = Instant;
+
+    fn mark(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn between(&self, start: &Instant, end: &Instant) -> Result<Duration> {
+        Ok(end.duration_since(*start))
     }
 }

@@ -1,21 +1,23 @@
 //! [`DeviceKernels`]: the kernels of `kernels/cuda` on whatever runs them.
 
+mod load;
 mod memo;
 mod scratch;
 mod views;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tunesmith_kernels::gpu::attention::{self, Documents, Gradients, Heads, Inputs, Plan};
 use tunesmith_kernels::gpu::attention_decode::{self, Context, Contexts};
 use tunesmith_kernels::gpu::{
-    Driver, Slice, View, ViewMut, adamw, bf16, cross_entropy, dropout, gemm, norm, rms_norm, rope, rows,
-    swiglu,
+    Driver, Slice, View, ViewMut, adamw, bf16, cross_entropy, dropout, fill, gemm, norm, rms_norm, rope,
+    rows, swiglu,
 };
 
 use crate::error::{expect, in_vocabulary};
 use crate::kernels::{Attention, AttentionGradients, Kernels};
-use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
+use crate::{AdamW, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences, Stored};
 use memo::Memo;
 use scratch::Scratch;
 use views::{factor, host, view, view_mut};
@@ -440,5 +442,35 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         v: &mut Self::Full,
     ) -> Result<(), Error> {
         Ok(adamw::update(&*self.d, step, p, g, m, v)?)
+    }
+
+    // --- loading, random weights, timing ---
+
+    fn load(
+        &self,
+        from: Stored<'_>,
+        out: MatMut<'_, Self::Buf>,
+        told: &mut dyn FnMut(usize),
+    ) -> Result<(), Error> {
+        load::load(&*self.d, from, out, told)
+    }
+
+    fn fill_random(&self, key: FillKey, std: f32, out: MatMut<'_, Self::Buf>) -> Result<(), Error> {
+        let key = fill::Key { seed: key.seed, tensor: key.tensor };
+        Ok(fill::fill_random(&*self.d, key, std, view_mut(out))?)
+    }
+
+    type Mark = D::Mark;
+
+    fn mark(&self) -> Result<D::Mark, Error> {
+        Ok(self.d.mark()?)
+    }
+
+    fn between(&self, start: &D::Mark, end: &D::Mark) -> Result<Duration, Error> {
+        Ok(self.d.between(start, end)?)
+    }
+
+    fn set_trials(&self, on: bool) {
+        self.d.set_trials(on);
     }
 }
