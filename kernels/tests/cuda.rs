@@ -237,6 +237,8 @@ fn memory_is_counted() {
     let at_rest = d.memory().unwrap().used;
     let s = Slice::<_, f32>::uninit(&d, 1000).unwrap();
     assert_eq!(d.memory().unwrap().used, at_rest + 4000);
+    let seen = d.device_memory().unwrap().unwrap();
+    assert_eq!((seen.used, seen.free + seen.used), (at_rest + 4000, seen.total));
     drop(s);
     let now = d.memory().unwrap();
     assert_eq!((now.used, now.peak >= at_rest + 4000), (at_rest, true));

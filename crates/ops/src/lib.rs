@@ -13,6 +13,7 @@ mod reference;
 mod rng;
 mod rope;
 mod sequences;
+mod storage;
 mod stored;
 
 pub use device::DeviceKernels;
@@ -24,10 +25,11 @@ pub use reference::RefKernels;
 pub use rng::{DropoutKey, FillKey, Philox};
 pub use rope::RopeTable;
 pub use sequences::Sequences;
+pub use storage::{Calls, Storage};
 pub use stored::{Stored, StoredType};
 pub use tunesmith_kernels::cpu::AdamW;
 
-pub use tunesmith_kernels::gpu::Error as DeviceError;
+pub use tunesmith_kernels::gpu::{DeviceMemory, Error as DeviceError};
 
 /// The kernels on an NVIDIA GPU.
 #[cfg(feature = "cuda")]

@@ -25,7 +25,7 @@ pub use self::device::{Facts, Memory};
 pub use self::mark::Mark;
 pub use self::modules::RESOURCES;
 use self::status::Named;
-use super::driver::{Arg, Driver, Gemm, Launch, Limits};
+use super::driver::{Arg, DeviceMemory, Driver, Gemm, Launch, Limits};
 use super::error::{Error, Result, expect};
 use super::pieces::{Fill, Rows};
 
@@ -225,5 +225,12 @@ impl Driver for Cuda {
 
     fn set_trials(&self, on: bool) {
         self.set_gemm_trials(on);
+    }
+
+    // Memory.
+
+    fn device_memory(&self) -> Result<Option<DeviceMemory>> {
+        self.enter()?;
+        self.0.context.device_memory().map(Some)
     }
 }
