@@ -8,6 +8,7 @@ mod event;
 mod gemm;
 mod library;
 mod modules;
+mod nvml;
 mod staging;
 mod status;
 
@@ -23,6 +24,7 @@ use self::device::Device;
 pub use self::device::{Facts, Memory};
 use self::event::Event;
 pub use self::modules::RESOURCES;
+pub use self::nvml::{Clocks, Known, Monitor};
 use self::status::Named;
 use super::driver::{Arg, Driver, Gemm, Launch, Limits};
 use super::error::{Error, Result, expect};
@@ -118,6 +120,14 @@ impl Cuda {
         // SAFETY: both blocks are live and of that size.
         unsafe { memcpy_dtod_async(to.address, from.address, from.bytes, self.0.context.stream) }
             .named("cuMemcpyDtoDAsync")
+    }
+
+    /// The meters of this GPU: power, energy, clocks.
+    ///
+    /// # Errors
+    /// In words, why it has none.
+    pub fn monitor(&self) -> Known<Monitor> {
+        Monitor::of(self.0.context.device())
     }
 
     fn enter(&self) -> Result<()> {
