@@ -53,4 +53,12 @@ impl CudaKernels {
         tunesmith_kernels::gpu::cuda::Cuda::look(ordinal)?;
         Ok(())
     }
+
+    /// The meters of a GPU, without setting anything up on it: power, energy, clocks.
+    ///
+    /// # Errors
+    /// In words, why it has none.
+    pub fn monitor(ordinal: usize) -> Result<tunesmith_kernels::gpu::cuda::Monitor, String> {
+        tunesmith_kernels::gpu::cuda::Monitor::open(ordinal)
+    }
 }

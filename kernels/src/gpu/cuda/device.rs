@@ -146,6 +146,11 @@ impl Context {
         Ok(new)
     }
 
+    /// The driver's number for the device.
+    pub(super) fn device(&self) -> CUdevice {
+        self.handle
+    }
+
     /// Makes the context current on the calling thread.
     pub(super) fn enter(&self) -> Result<()> {
         // SAFETY: the context is retained for the life of `self`.
