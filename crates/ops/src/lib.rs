@@ -17,13 +17,14 @@ mod sequences;
 pub use device::DeviceKernels;
 pub use error::Error;
 pub use fixed::{Fixed, Index, RowNames, Tag};
-pub use kernels::{Attention, AttentionGradients, Kernels};
+pub use kernels::{Attention, AttentionGradients, Flat, Kernels, Refresh, UPDATE_RESULTS};
 pub use mat::{Mat, MatMut};
 pub use reference::RefKernels;
 pub use rng::{DropoutKey, Philox};
 pub use rope::RopeTable;
 pub use sequences::Sequences;
 pub use tunesmith_kernels::cpu::AdamW;
+pub use tunesmith_kernels::gpu::adamw::Segment;
 
 pub use tunesmith_kernels::gpu::Error as DeviceError;
 

@@ -55,6 +55,13 @@ impl<D: Driver> Driver for Small<D> {
     fn limits(&self) -> Limits {
         Limits { shared_per_block: self.1, ..self.0.limits() }
     }
+    type Download = D::Download;
+    fn download_later(&self, from: &D::Memory, at: usize, bytes: usize) -> Result<D::Download> {
+        self.0.download_later(from, at, bytes)
+    }
+    fn wait(&self, download: D::Download, to: &mut [u8]) -> Result<()> {
+        self.0.wait(download, to)
+    }
 }
 
 struct Case {

@@ -25,4 +25,4 @@ pub mod swiglu;
 pub use driver::{Arg, Driver, Gemm, Launch, Limits, Operand};
 pub use error::{Error, Result};
 pub use half::bf16;
-pub use slice::{Element, Slice, View, ViewMut};
+pub use slice::{Element, Later, Slice, View, ViewMut};

@@ -6,6 +6,7 @@
 mod device;
 mod event;
 mod gemm;
+mod late;
 mod library;
 mod modules;
 mod staging;
@@ -22,6 +23,7 @@ use cudarc::driver::sys::{cuMemcpyDtoHAsync_v2, cuMemsetD8Async};
 use self::device::Device;
 pub use self::device::{Facts, Memory};
 use self::event::Event;
+pub use self::late::Download;
 pub use self::modules::RESOURCES;
 use self::status::Named;
 use super::driver::{Arg, Driver, Gemm, Launch, Limits};
@@ -205,5 +207,22 @@ impl Driver for Cuda {
     fn limits(&self) -> Limits {
         let Facts { multiprocessors, shared_per_block, .. } = self.0.facts;
         Limits { multiprocessors, shared_per_block }
+    }
+
+    type Download = Download;
+
+    fn download_later(&self, from: &Memory, at: usize, bytes: usize) -> Result<Download> {
+        self.enter()?;
+        // SAFETY: slices stay inside their memory, which is freed behind whatever is queued.
+        unsafe { Download::queue(&self.0, from.address + at as u64, bytes) }
+    }
+
+    fn wait(&self, download: Download, to: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        download.wait(to)
+    }
+
+    fn tune(&self, on: bool) {
+        self.set_gemm_trials(on);
     }
 }
