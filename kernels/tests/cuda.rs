@@ -171,6 +171,7 @@ fn child() {
         "use" => {
             upload_clear_download();
             rows_with_gaps();
+            read_later();
             memory_is_counted();
             products();
             println!("all done");
@@ -306,6 +307,44 @@ fn rows_with_gaps() {
     view.fill_with(&d, fill).unwrap();
     let out = out.to_host(&d).unwrap();
     assert!(out[..8 << 20].iter().all(|&v| v == 1) && out[8 << 20..].iter().all(|&v| v == 0));
+}
+
+/// Values that are read late are those of when they were asked for, whatever is written to them since and in whichever
+/// order they are waited for; buffers are used again, also those that nobody waited for.
+fn read_later() {
+    let d = Cuda::new(0).unwrap();
+    let mut s = Slice::<_, u8>::zeros(&d, 100_000).unwrap();
+    for round in 0..200_usize {
+        let pieces: [usize; 3] = [1 + round, 70_000 + round, 3];
+        let queued: Vec<_> = pieces
+            .iter()
+            .enumerate()
+            .map(|(i, &len)| {
+                s.write(&d, i, &bytes(len, round + i)).unwrap();
+                s.read_later(&d, i..i + len).unwrap()
+            })
+            .collect();
+        s.clear(&d).unwrap();
+        for (i, later) in queued.into_iter().enumerate().rev() {
+            if (round + i) % 5 != 0 {
+                assert!(later.wait(&d).unwrap() == bytes(pieces[i], round + i), "round {round}, piece {i}");
+            }
+        }
+    }
+    assert!(s.read_later(&d, 7..7).unwrap().wait(&d).unwrap().is_empty());
+    assert!(s.read_later(&d, 99_999..100_001).is_err());
+    // The values may be gone by then, and so may every other user of the device.
+    s.write(&d, 0, &[5, 6, 7]).unwrap();
+    let later = s.read_later(&d, 0..3).unwrap();
+    let clone = d.clone();
+    drop((s, d));
+    let values = thread::spawn(move || later.wait(&clone).unwrap()).join().unwrap();
+    assert_eq!(values, [5, 6, 7]);
+    let d = Cuda::new(0).unwrap();
+    let s = Slice::<_, u8>::zeros(&d, 8).unwrap();
+    let never = s.read_later(&d, 0..8).unwrap();
+    drop((s, d));
+    drop(never);
 }
 
 fn memory_is_counted() {

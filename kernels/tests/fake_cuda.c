@@ -1,5 +1,5 @@
 // A stand-in for libcuda and libcublasLt, for tests of the driver without a GPU: device memory is host memory, copies
-// to the device are made as late as CUDA allows, products are plain loops, and a launch prints what it was given. It
+// to the device and to page-locked memory are made as late as CUDA allows, products are plain loops, and a launch prints what it was given. It
 // refuses what the real ones refuse or leave undefined. Read at the start from the environment:
 //
 //   FAKE_VERSION   the CUDA version that the driver supports (13000)
@@ -94,18 +94,40 @@ int cuMemGetInfo_v2(size_t* free, size_t* total) {
     return OK;
 }
 
+static Block locked[64];
+static size_t locked_count;
+
+static int is_locked(const void* at) {
+    for (size_t i = 0; i < locked_count; i++)
+        if ((const char*)at >= locked[i].at && (const char*)at < locked[i].at + locked[i].bytes) return 1;
+    return 0;
+}
+
 int cuMemHostAlloc(void** out, size_t bytes, unsigned flags) {
     IN_CONTEXT;
+    if (locked_count == 64) return fault("page-locked memory without end");
     *out = malloc(bytes);
+    memset(*out, 0xdd, bytes);
+    locked[locked_count++] = (Block){*out, bytes};
     pinned++;
     return flags ? INVALID_VALUE : OK;
 }
 
 int cuMemFreeHost(void* at) {
     IN_CONTEXT;
-    free(at);
-    pinned--;
-    return OK;
+    for (size_t i = 0; i < locked_count; i++)
+        if (locked[i].at == (char*)at) {
+            for (long j = done; j < queued; j++) {
+                const char *to = queue[j % 65536].to, *from = queue[j % 65536].from;
+                const char *start = locked[i].at, *end = start + locked[i].bytes;
+                if ((to >= start && to < end) || (from >= start && from < end)) return fault("freed host memory that a copy still uses");
+            }
+            locked[i] = locked[--locked_count];
+            free(at);
+            pinned--;
+            return OK;
+        }
+    return fault("freed host memory that was not allocated");
 }
 
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* s) {
@@ -143,8 +165,13 @@ int cuMemcpy2DAsync_v2(const Copy2D* c, void* s) {
 
 int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* s) {
     ON_STREAM(s);
-    run_until(queued);
     if (!inside((void*)from, bytes)) return fault("a copy leaves its memory");
+    if (is_locked(to)) {
+        if (queued - done == 65536) run_until(queued);
+        queue[queued++ % 65536] = (Copy){to, (void*)from, bytes};
+        return OK;
+    }
+    run_until(queued);
     memcpy(to, (void*)from, bytes);
     return OK;
 }

@@ -220,6 +220,10 @@ impl Observer for Watch<'_, '_> {
         self.run.progress.beat();
     }
 
+    fn wants_step(&mut self, point: &StepPoint) -> Result<bool, ObserverError> {
+        self.saver.wants_step(self.run, point)
+    }
+
     fn at_step(
         &mut self,
         point: &StepPoint,
