@@ -14,6 +14,7 @@ mod rng;
 mod rope;
 mod sequences;
 mod stored;
+mod timed;
 
 pub use device::DeviceKernels;
 pub use error::Error;
@@ -25,6 +26,7 @@ pub use rng::{DropoutKey, FillKey, Philox};
 pub use rope::RopeTable;
 pub use sequences::Sequences;
 pub use stored::{Stored, StoredType};
+pub use timed::{OpTime, Phase, Timed, Times};
 pub use tunesmith_kernels::cpu::AdamW;
 
 pub use tunesmith_kernels::gpu::Error as DeviceError;

@@ -527,4 +527,8 @@ impl Kernels for RefKernels {
     fn between(&self, start: &Instant, end: &Instant) -> Result<Duration, Error> {
         Ok(end.duration_since(*start))
     }
+
+    fn name(&self) -> String {
+        "CPU".to_owned()
+    }
 }

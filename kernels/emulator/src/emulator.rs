@@ -136,4 +136,8 @@ impl Driver for Emulator {
     fn between(&self, start: &Instant, end: &Instant) -> Result<Duration> {
         Ok(end.duration_since(*start))
     }
+
+    fn name(&self) -> String {
+        "emulator".to_owned()
+    }
 }

@@ -66,6 +66,9 @@ impl<D: Driver> Driver for Small<D> {
     fn between(&self, start: &D::Mark, end: &D::Mark) -> Result<Duration> {
         self.0.between(start, end)
     }
+    fn name(&self) -> String {
+        self.0.name()
+    }
 }
 
 struct Case {

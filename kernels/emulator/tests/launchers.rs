@@ -65,6 +65,9 @@ impl Driver for Paper {
     fn between(&self, (): &(), (): &()) -> Result<Duration> {
         Ok(Duration::ZERO)
     }
+    fn name(&self) -> String {
+        "paper".to_owned()
+    }
 }
 
 /// Where one matrix lies.

@@ -16,6 +16,7 @@ use tunesmith_ops::{AdamW, Kernels, RopeTable};
 
 pub use batch::{Batch, Document};
 pub use cache::KvCache;
+pub use load::WeightSource;
 pub use workspace::{Keep, Workspace};
 
 use crate::ModelConfig;
