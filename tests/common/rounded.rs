@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use tunesmith_emulator::check;
 use tunesmith_ops::{
-    AdamW, Attention, AttentionGradients, DropoutKey, Error, FillKey, Index, Kernels, Mat, MatMut,
-    RefKernels, RopeTable, RowNames, Stored,
+    AdamW, Attention, AttentionGradients, DeviceMemory, DropoutKey, Error, FillKey, Index, Kernels, Mat,
+    MatMut, RefKernels, RopeTable, RowNames, Storage, Stored,
 };
 
 type Buf = Vec<f32>;
@@ -250,5 +250,13 @@ impl Kernels for Rounded {
     }
     fn name(&self) -> String {
         RefKernels.name()
+    }
+
+    // Memory.
+    fn storage(&self) -> Storage {
+        RefKernels.storage()
+    }
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        RefKernels.memory()
     }
 }

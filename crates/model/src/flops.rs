@@ -1,4 +1,7 @@
-//! How much arithmetic a training pass is: multiplications and additions, each counted as one.
+//! How much arithmetic a training pass needs: multiplications and additions, each counted as one.
+//!
+//! This is what efficiency is held against. What this decoder really computes, with padded ranks and scores made twice,
+//! [`Footprint`](crate::Footprint) reckons.
 
 use crate::adapter::{AdapterLayout, Group};
 use crate::decoder::Keep;

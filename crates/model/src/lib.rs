@@ -20,7 +20,9 @@ mod weights;
 pub use adapter::{AdapterLayout, Group, Slot};
 pub use card::ModelCard;
 pub use config::{Architecture, ModelConfig};
-pub use decoder::{Batch, Decoder, Document, DropoutStep, Keep, KvCache, WeightSource, Workspace};
+pub use decoder::{
+    Batch, Decoder, Document, DropoutStep, Footprint, Keep, KvCache, WeightBytes, WeightSource, Workspace,
+};
 pub use error::{Error, Result};
 pub use flops::Flops;
 pub use publish::{sync_dir, write_file};

@@ -1,8 +1,10 @@
 //! What a device has to be able to do.
 
+use crate::{
+    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences,
+    Storage, Stored,
+};
 use std::time::Duration;
-
-use crate::{AdamW, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences, Stored};
 
 /// The numbers of an attention call beside its tensors.
 #[derive(Debug, Clone, Copy)]
@@ -254,4 +256,11 @@ pub trait Kernels: Send + Sync {
     /// Whether the first product of each shape may try ways of computing it and keep the fastest: for a warm-up at the
     /// shapes that come back. A device without a choice has nothing to do.
     fn set_trials(&self, _on: bool) {}
+
+    // Memory.
+
+    /// How `Buf` is laid out, and what calls need beside their operands.
+    fn storage(&self) -> Storage;
+    /// The device's memory as it is after all queued work; nothing where there is none of its own, as on the CPU.
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error>;
 }

@@ -13,6 +13,7 @@ mod reference;
 mod rng;
 mod rope;
 mod sequences;
+mod storage;
 mod stored;
 mod timed;
 
@@ -25,11 +26,12 @@ pub use reference::RefKernels;
 pub use rng::{DropoutKey, FillKey, Philox};
 pub use rope::RopeTable;
 pub use sequences::Sequences;
+pub use storage::{Calls, Storage};
 pub use stored::{Stored, StoredType};
 pub use timed::{OpTime, Phase, Timed, Times};
 pub use tunesmith_kernels::cpu::AdamW;
 
-pub use tunesmith_kernels::gpu::Error as DeviceError;
+pub use tunesmith_kernels::gpu::{DeviceMemory, Error as DeviceError};
 
 /// The kernels on an NVIDIA GPU.
 #[cfg(feature = "cuda")]
@@ -52,5 +54,13 @@ impl CudaKernels {
     pub fn check(ordinal: usize) -> Result<(), Error> {
         tunesmith_kernels::gpu::cuda::Cuda::look(ordinal)?;
         Ok(())
+    }
+
+    /// The meters of a GPU, without setting anything up on it: power, energy, clocks.
+    ///
+    /// # Errors
+    /// In words, why it has none.
+    pub fn monitor(ordinal: usize) -> Result<tunesmith_kernels::gpu::cuda::Monitor, String> {
+        tunesmith_kernels::gpu::cuda::Monitor::open(ordinal)
     }
 }

@@ -9,11 +9,20 @@ use tunesmith_kernels::cpu::{self, BackwardInputs, Document, GradientsMut, Heads
 use crate::error::{expect, in_vocabulary};
 use crate::kernels::{Attention, AttentionGradients, Kernels};
 use crate::stored::TASK;
-use crate::{AdamW, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences, Stored};
+use crate::{
+    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences,
+    Storage, Stored,
+};
 
 /// Logits held at a time by the chunked cross-entropy, in values (64 MiB). The head is read once per chunk, so a
 /// chunk has to have some hundred rows to be worth it.
 const LOGITS_CHUNK: usize = 16 << 20;
+
+/// Rows of logits held at a time for a call of `rows` rows.
+pub(crate) fn logits_rows(vocab: usize, rows: usize) -> usize {
+    (LOGITS_CHUNK / vocab.max(1)).clamp(64, 1024).min(rows.max(1))
+}
+
 /// Values per task of the flat-buffer kernels.
 const FLAT_CHUNK: usize = 1 << 15;
 /// Values that are loaded between two words about it.
@@ -145,7 +154,7 @@ impl Kernels for RefKernels {
     }
 
     fn rank_padding(&self) -> usize {
-        16
+        Storage::CPU.rank_padding
     }
 
     fn gemm(
@@ -448,7 +457,7 @@ impl Kernels for RefKernels {
         in_vocabulary(targets, vocab)?;
         fits(OP, x.buf.len(), x.at, x.rows, x.cols, x.ld)?;
         let head = view(OP, head)?;
-        let chunk = (LOGITS_CHUNK / vocab).clamp(64, 1024).min(n.max(1));
+        let chunk = logits_rows(vocab, n);
         // Kept from call to call: making its pages anew each step would cost more than the softmax.
         let mut logits = LOGITS.with(Cell::take);
         if logits.len() < chunk * vocab {
@@ -530,5 +539,15 @@ impl Kernels for RefKernels {
 
     fn name(&self) -> String {
         "CPU".to_owned()
+    }
+
+    // Memory.
+
+    fn storage(&self) -> Storage {
+        Storage::CPU
+    }
+
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        Ok(None)
     }
 }

@@ -4,7 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::kernels::{Attention, AttentionGradients, Kernels};
-use crate::{AdamW, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences, Stored};
+use crate::{
+    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Storage, Stored,
+};
 
 /// A part of a training step, told by the operation that it begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -403,5 +405,13 @@ impl<K: Kernels> Kernels for Timed<K> {
 
     fn set_trials(&self, on: bool) {
         self.inner.set_trials(on);
+    }
+
+    fn storage(&self) -> Storage {
+        self.inner.storage()
+    }
+
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        self.inner.memory()
     }
 }

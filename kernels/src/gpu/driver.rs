@@ -75,6 +75,26 @@ pub trait Driver: Send + Sync + Debug + 'static {
     /// Whether the first product of each shape may try ways of computing it and keep the fastest: for a warm-up at the
     /// shapes that come back. A device without a choice has nothing to do.
     fn set_trials(&self, _on: bool) {}
+
+    // Memory.
+
+    /// The device's memory as it is after all queued work; nothing where nobody counts it.
+    fn device_memory(&self) -> Result<Option<DeviceMemory>> {
+        Ok(None)
+    }
+}
+
+/// The memory of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// What the device has.
+    pub total: u64,
+    /// What this process could still take: neither its own nor anybody else's.
+    pub free: u64,
+    /// What this process holds in blocks.
+    pub used: u64,
+    /// The most that it ever held in blocks.
+    pub peak: u64,
 }
 
 /// The numbers of a device that launchers choose by.

@@ -24,7 +24,7 @@ pub mod rows;
 mod slice;
 pub mod swiglu;
 
-pub use driver::{Arg, Driver, Gemm, Launch, Limits, Operand};
+pub use driver::{Arg, DeviceMemory, Driver, Gemm, Launch, Limits, Operand};
 pub use error::{Error, Result};
 pub use half::bf16;
 pub use pieces::{Fill, Piece, Rows};

@@ -1,5 +1,6 @@
 //! [`DeviceKernels`]: the kernels of `kernels/cuda` on whatever runs them.
 
+pub(crate) mod bytes;
 mod load;
 mod memo;
 mod scratch;
@@ -17,7 +18,10 @@ use tunesmith_kernels::gpu::{
 
 use crate::error::{expect, in_vocabulary};
 use crate::kernels::{Attention, AttentionGradients, Kernels};
-use crate::{AdamW, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences, Stored};
+use crate::{
+    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences,
+    Storage, Stored,
+};
 use memo::Memo;
 use scratch::Scratch;
 use views::{factor, host, view, view_mut};
@@ -27,6 +31,12 @@ use views::{factor, host, view, view_mut};
 const LOGITS_CHUNK: usize = 256 << 20;
 /// Rows of logits held at a time, at most.
 const LOGITS_ROWS: usize = 4096;
+
+/// Rows of logits held at a time for a call of `rows` rows.
+fn logits_rows(vocab: usize, rows: usize) -> usize {
+    (LOGITS_CHUNK / vocab.max(1)).clamp(1, LOGITS_ROWS).min(rows.max(1))
+}
+
 /// New tokens of a document up to which the kernel for a cache is used: the other one computes tiles of 128 of them.
 const FEW_QUERIES: usize = 8;
 
@@ -166,7 +176,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
     }
 
     fn rank_padding(&self) -> usize {
-        64
+        Storage::DEVICE.rank_padding
     }
 
     fn gemm(
@@ -413,7 +423,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         in_vocabulary(targets, vocab)?;
         expect(OP, targets.len() == x.rows, || format!("{} targets for {} rows", targets.len(), x.rows))?;
         let head = view(OP, head)?;
-        let chunk = (LOGITS_CHUNK / vocab.max(1)).clamp(1, LOGITS_ROWS).min(x.rows.max(1));
+        let chunk = logits_rows(vocab, x.rows);
         self.ids.with(d, targets.len(), |ids| {
             ids.write(d, 0, targets)?;
             self.logits.with(d, chunk * vocab.next_multiple_of(8), |logits| {
@@ -476,5 +486,15 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
 
     fn set_trials(&self, on: bool) {
         self.d.set_trials(on);
+    }
+
+    // Memory.
+
+    fn storage(&self) -> Storage {
+        Storage::DEVICE
+    }
+
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        Ok(self.d.device_memory()?)
     }
 }

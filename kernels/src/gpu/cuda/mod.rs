@@ -9,6 +9,7 @@ mod gemm;
 mod library;
 mod mark;
 mod modules;
+mod nvml;
 mod staging;
 mod status;
 
@@ -24,8 +25,9 @@ use self::device::Device;
 pub use self::device::{Facts, Memory};
 pub use self::mark::Mark;
 pub use self::modules::RESOURCES;
+pub use self::nvml::{Clocks, Known, Monitor};
 use self::status::Named;
-use super::driver::{Arg, Driver, Gemm, Launch, Limits};
+use super::driver::{Arg, DeviceMemory, Driver, Gemm, Launch, Limits};
 use super::error::{Error, Result, expect};
 use super::pieces::{Fill, Rows};
 
@@ -115,6 +117,14 @@ impl Cuda {
         // SAFETY: both blocks are live and of that size.
         unsafe { memcpy_dtod_async(to.address, from.address, from.bytes, self.0.context.stream) }
             .named("cuMemcpyDtoDAsync")
+    }
+
+    /// The meters of this GPU: power, energy, clocks.
+    ///
+    /// # Errors
+    /// In words, why it has none.
+    pub fn monitor(&self) -> Known<Monitor> {
+        Monitor::of(self.0.context.device())
     }
 
     fn enter(&self) -> Result<()> {
@@ -229,5 +239,12 @@ impl Driver for Cuda {
 
     fn set_trials(&self, on: bool) {
         self.set_gemm_trials(on);
+    }
+
+    // Memory.
+
+    fn device_memory(&self) -> Result<Option<DeviceMemory>> {
+        self.enter()?;
+        self.0.context.device_memory().map(Some)
     }
 }
