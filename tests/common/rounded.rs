@@ -249,6 +249,9 @@ impl Kernels for Rounded {
     fn between(&self, start: &Instant, end: &Instant) -> Result<Duration, Error> {
         RefKernels.between(start, end)
     }
+    fn name(&self) -> String {
+        RefKernels.name()
+    }
 
     // Memory.
     fn storage(&self) -> Storage {

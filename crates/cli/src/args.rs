@@ -1,5 +1,6 @@
 //! The command line, as clap reads it.
 
+mod bench;
 mod check;
 mod data;
 mod jobs;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tunesmith_train::Epochs;
 
+pub(crate) use bench::BenchArgs;
 pub(crate) use check::{CheckArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
 pub(crate) use jobs::{
@@ -108,6 +110,8 @@ pub(crate) enum Command {
     Rm(RemoveJobArgs),
     /// Check the store and every job directory, and say what is wrong and what to do
     Doctor(DoctorArgs),
+    /// Measure training steps of a model of random weights: speed, efficiency, memory, time of each operation
+    Bench(Box<BenchArgs>),
     /// Look into adapters
     #[command(subcommand)]
     Adapter(AdapterCommand),
@@ -328,6 +332,7 @@ impl Command {
             Self::Train(args) => args.json,
             Self::Generate(args) => args.json,
             Self::Quote(args) => args.json,
+            Self::Bench(args) => args.json,
             Self::Data(command) => command.json(),
             Self::Create(args) => args.json,
             Self::Show(args) => args.json,

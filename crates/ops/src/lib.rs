@@ -15,6 +15,7 @@ mod rope;
 mod sequences;
 mod storage;
 mod stored;
+mod timed;
 
 pub use device::DeviceKernels;
 pub use error::Error;
@@ -27,6 +28,7 @@ pub use rope::RopeTable;
 pub use sequences::Sequences;
 pub use storage::{Calls, Storage};
 pub use stored::{Stored, StoredType};
+pub use timed::{OpTime, Phase, Timed, Times};
 pub use tunesmith_kernels::cpu::AdamW;
 pub use tunesmith_kernels::gpu::adamw::Segment;
 

@@ -145,6 +145,10 @@ impl Driver for Emulator {
         Ok(end.duration_since(*start))
     }
 
+    fn name(&self) -> String {
+        "emulator".to_owned()
+    }
+
     // Memory.
 
     fn device_memory(&self) -> Result<Option<DeviceMemory>> {

@@ -1,6 +1,6 @@
 //! Where to compute.
 
-use tunesmith_ops::{Kernels, RefKernels};
+use tunesmith_ops::{Kernels, RefKernels, Storage};
 
 use crate::energy::Counter;
 use crate::error::CliError;
@@ -28,6 +28,11 @@ pub(super) fn run<W: Work>(device: &str, work: W) -> Result<W::Output, CliError>
 /// What a word for a device means: `auto` is the CPU, wherever a job runs, as long as no GPU has shown what it does.
 pub fn resolve(device: &str) -> &str {
     if device == "auto" { "cpu" } else { device }
+}
+
+/// How a device stores values.
+pub(super) fn storage(device: &str) -> Storage {
+    if ordinal(device).is_some() { Storage::DEVICE } else { Storage::CPU }
 }
 
 /// Whether a device can be used, before anything is read.

@@ -507,6 +507,10 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         Ok(self.d.between(start, end)?)
     }
 
+    fn name(&self) -> String {
+        self.d.name()
+    }
+
     fn set_trials(&self, on: bool) {
         self.d.set_trials(on);
     }

@@ -236,6 +236,10 @@ impl Driver for Cuda {
         end.since(start)
     }
 
+    fn name(&self) -> String {
+        self.0.facts.name.clone()
+    }
+
     fn set_trials(&self, on: bool) {
         self.set_gemm_trials(on);
     }
