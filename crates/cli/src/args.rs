@@ -1,5 +1,6 @@
 //! The command line, as clap reads it.
 
+mod bench;
 mod check;
 mod data;
 mod jobs;
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tunesmith_train::Epochs;
 use tunesmith_train::plan::Bytes;
 
+pub(crate) use bench::BenchArgs;
 pub(crate) use check::{CheckArgs, PlanArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
 pub(crate) use jobs::{
@@ -111,6 +113,8 @@ pub(crate) enum Command {
     Rm(RemoveJobArgs),
     /// Check the store and every job directory, and say what is wrong and what to do
     Doctor(DoctorArgs),
+    /// Measure training steps of a model of random weights: speed, efficiency, memory, time of each operation
+    Bench(Box<BenchArgs>),
     /// Look into adapters
     #[command(subcommand)]
     Adapter(AdapterCommand),
@@ -335,6 +339,7 @@ impl Command {
             Self::Generate(args) => args.json,
             Self::Quote(args) => args.json,
             Self::Plan(args) => args.json,
+            Self::Bench(args) => args.json,
             Self::Data(command) => command.json(),
             Self::Create(args) => args.json,
             Self::Show(args) => args.json,

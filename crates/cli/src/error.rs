@@ -120,6 +120,12 @@ pub fn class_exit_code(class: &str) -> u8 {
     }
 }
 
+impl From<tunesmith_ops::Error> for CliError {
+    fn from(error: tunesmith_ops::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
 impl CliError {
     /// The error of a panic: its own message.
     pub fn from_panic(panic: &(dyn std::any::Any + Send)) -> Self {

@@ -55,6 +55,7 @@ fn dispatch(command: &Command) -> Result<ExitCode, Failed> {
         Command::Generate(args) => commands::generate::run(args)?,
         Command::Quote(args) => commands::quote::run(args)?,
         Command::Plan(args) => commands::plan::run(args)?,
+        Command::Bench(args) => commands::bench::run(args)?,
         Command::Adapter(AdapterCommand::Inspect { dir, json }) => commands::inspect::run(dir, *json)?,
         Command::Config(command) => commands::config::run(command)?,
         // What is wrong with the rows is said in the report already.

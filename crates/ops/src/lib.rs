@@ -14,18 +14,23 @@ mod rng;
 mod rope;
 mod sequences;
 mod storage;
+mod stored;
+mod timed;
 
 pub use device::DeviceKernels;
 pub use error::Error;
 pub use fixed::{Fixed, Index, RowNames, Tag};
-pub use kernels::{Attention, AttentionGradients, Kernels};
+pub use kernels::{Attention, AttentionGradients, Flat, Kernels, Refresh, UPDATE_RESULTS};
 pub use mat::{Mat, MatMut};
 pub use reference::RefKernels;
-pub use rng::{DropoutKey, Philox};
+pub use rng::{DropoutKey, FillKey, Philox};
 pub use rope::RopeTable;
 pub use sequences::Sequences;
 pub use storage::{Calls, Storage};
+pub use stored::{Stored, StoredType};
+pub use timed::{OpTime, Phase, Timed, Times};
 pub use tunesmith_kernels::cpu::AdamW;
+pub use tunesmith_kernels::gpu::adamw::Segment;
 
 pub use tunesmith_kernels::gpu::{DeviceMemory, Error as DeviceError};
 
@@ -50,5 +55,13 @@ impl CudaKernels {
     pub fn check(ordinal: usize) -> Result<(), Error> {
         tunesmith_kernels::gpu::cuda::Cuda::look(ordinal)?;
         Ok(())
+    }
+
+    /// The meters of a GPU, without setting anything up on it: power, energy, clocks.
+    ///
+    /// # Errors
+    /// In words, why it has none.
+    pub fn monitor(ordinal: usize) -> Result<tunesmith_kernels::gpu::cuda::Monitor, String> {
+        tunesmith_kernels::gpu::cuda::Monitor::open(ordinal)
     }
 }

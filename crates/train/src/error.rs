@@ -56,6 +56,19 @@ pub enum Error {
         /// Where the rows stand in the validation data.
         places: Vec<Place>,
     },
+    /// An update that the device has left out although all of its numbers were finite.
+    #[error(
+        "The device has not made the update of step {step}, and every loss and gradient of it was finite; this is a fault of the device or of tunesmith, and `tunesmith selftest` may tell which"
+    )]
+    NoUpdate {
+        /// Optimizer step, from 1.
+        step: usize,
+    },
+    /// No thread to read rows ahead.
+    #[error(
+        "No thread could be started to read rows ahead of the device: {0}; see what limits this user's processes"
+    )]
+    Thread(#[source] io::Error),
     /// A checkpoint that cannot be written or gone on from.
     #[error("`{}` {problem}", path.display())]
     Checkpoint {
@@ -98,6 +111,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// The step that this says has failed, and with it all after it.
+    pub(crate) fn bad_step(&self) -> Option<usize> {
+        match self {
+            Self::LossNotFinite { step, .. }
+            | Self::GradientNotFinite { step, .. }
+            | Self::NoUpdate { step } => Some(*step),
+            _ => None,
+        }
+    }
+
     pub(crate) fn checkpoint(path: &Path, problem: String) -> Self {
         Self::Checkpoint { path: path.to_owned(), problem }
     }

@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tunesmith_kernels::gpu::{DeviceMemory, Driver, Error, Gemm, Launch, Limits, Result};
 
@@ -132,9 +133,42 @@ impl Driver for Emulator {
         Limits { multiprocessors: 132, shared_per_block: 227 * 1024 }
     }
 
+    // --- loading and timing ---
+
+    type Mark = Instant;
+
+    fn mark(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn between(&self, start: &Instant, end: &Instant) -> Result<Duration> {
+        Ok(end.duration_since(*start))
+    }
+
+    fn name(&self) -> String {
+        "emulator".to_owned()
+    }
+
     // Memory.
 
     fn device_memory(&self) -> Result<Option<DeviceMemory>> {
         Ok(self.heap.memory())
+    }
+
+    /// Work is done when a call returns, so the bytes are there at once.
+    type Download = Vec<u8>;
+
+    fn download_later(&self, from: &Memory, at: usize, bytes: usize) -> Result<Vec<u8>> {
+        let mut out = vec![0; bytes];
+        self.download(from, at, &mut out)?;
+        Ok(out)
+    }
+
+    fn wait(&self, download: Vec<u8>, to: &mut [u8]) -> Result<()> {
+        if download.len() != to.len() {
+            return Err(outside("wait", 0, to.len()));
+        }
+        to.copy_from_slice(&download);
+        Ok(())
     }
 }

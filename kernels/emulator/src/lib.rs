@@ -11,6 +11,7 @@
 
 pub mod check;
 mod emulator;
+mod frugal;
 mod gemm;
 mod memory;
 #[cfg(emulator)]
@@ -20,6 +21,7 @@ mod native;
 mod native;
 
 pub use emulator::Emulator;
+pub use frugal::Frugal;
 pub use memory::Memory;
 
 use std::io::Write as _;

@@ -1,7 +1,8 @@
 //! Where to compute.
 
-use tunesmith_ops::{Kernels, RefKernels};
+use tunesmith_ops::{Kernels, RefKernels, Storage};
 
+use crate::energy::Counter;
 use crate::error::CliError;
 
 /// Something to do on whichever device was asked for.
@@ -29,6 +30,11 @@ pub fn resolve(device: &str) -> &str {
     if device == "auto" { "cpu" } else { device }
 }
 
+/// How a device stores values.
+pub(super) fn storage(device: &str) -> Storage {
+    if ordinal(device).is_some() { Storage::DEVICE } else { Storage::CPU }
+}
+
 /// Whether a device can be used, before anything is read.
 ///
 /// # Errors
@@ -41,6 +47,11 @@ pub fn check(device: &str) -> Result<(), CliError> {
 pub fn all() -> Vec<String> {
     let gpus = (0..).map(|n| format!("cuda:{n}")).take_while(|device| check(device).is_ok());
     std::iter::once("cpu".to_owned()).chain(gpus).collect()
+}
+
+/// The counter of what a GPU draws, or why there is none; nothing for the CPU.
+pub(super) fn energy_counter(device: &str) -> Option<Result<Counter, String>> {
+    ordinal(device).map(cuda_energy)
 }
 
 /// The number of a GPU, which the spec has checked to be one.
@@ -56,6 +67,12 @@ fn on_cuda<W: Work>(device: &str, ordinal: usize, work: W) -> Result<W::Output, 
 #[cfg(feature = "cuda")]
 fn check_cuda(device: &str, ordinal: usize) -> Result<(), CliError> {
     tunesmith_ops::CudaKernels::check(ordinal).map_err(|error| unusable(device, error))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_energy(ordinal: usize) -> Result<Counter, String> {
+    let monitor = tunesmith_ops::CudaKernels::monitor(ordinal)?;
+    Ok(Box::new(move || monitor.energy()))
 }
 
 #[cfg(feature = "cuda")]
@@ -78,4 +95,9 @@ fn check_cuda<T>(device: &str, _: usize) -> Result<T, CliError> {
     Err(CliError::Device(format!(
         "device `{device}` was asked for, but this build has no CUDA; it computes on the CPU only"
     )))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_energy(_: usize) -> Result<Counter, String> {
+    Err("this build has no CUDA".to_owned())
 }

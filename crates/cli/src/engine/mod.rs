@@ -2,6 +2,7 @@
 
 mod alike;
 mod base;
+pub mod bench;
 mod check;
 mod data;
 mod device;

@@ -26,6 +26,11 @@ impl Lengths {
         self.sorted.first().copied().unwrap_or(0)
     }
 
+    /// All lengths, the longest first.
+    pub fn longest_first(&self) -> &[usize] {
+        &self.sorted
+    }
+
     /// Most tokens that so many rows have together.
     pub fn largest(&self, rows: usize) -> usize {
         self.sorted.iter().take(rows).sum()

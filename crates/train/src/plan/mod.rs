@@ -35,7 +35,7 @@ const DEVICE_TOKENS: usize = 32_768;
 /// Sizes of micro-batches that are looked at lie this much apart, at least.
 const STEP: f64 = 1.02;
 /// And are multiples of this, except for the smallest and the largest.
-const ROUND: usize = 64;
+const ROUND: usize = 128;
 
 /// How a step's rows are put into micro-batches, and what the layers keep of them. A step's loss and gradient do not depend
 /// on it.
@@ -52,6 +52,11 @@ pub struct MicroBatches {
 }
 
 impl MicroBatches {
+    /// Room for nothing.
+    pub(crate) fn none() -> Self {
+        Self { rows: None, tokens: 0, capacity: 0, keep: Vec::new() }
+    }
+
     /// Micro-batches as they are without a plan, and on the CPU: of the rows that the settings say, or of 2,048 tokens;
     /// `divisor` times smaller, but never of less than a row.
     pub fn usual(config: &TrainConfig, lengths: &Lengths, layers: usize, divisor: usize) -> Self {
@@ -124,7 +129,7 @@ pub struct Request<'a> {
 /// Bytes of a run by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Items {
-    /// Frozen weights with what LoRA adds to them, and what loading them leaves behind.
+    /// Frozen weights with what LoRA adds to them.
     pub weights: u64,
     /// LoRA parameters, gradients, moments.
     pub states: u64,
@@ -244,14 +249,16 @@ impl<'a> Planner<'a> {
         self.request.budget.bytes.saturating_sub(weights + states + reserve)
     }
 
+    /// Bytes of so many tokens, filled up to what the device takes rows in.
     fn items(&self, tokens: usize, keep: &[Keep]) -> Items {
         let Request { footprint, lengths, dropout, generation, budget, .. } = *self.request;
-        let documents = tokens.min(self.request.config.batch_size);
-        let calls = tunesmith_ops::Calls { dropout, ..footprint.calls(tokens, documents, lengths.longest()) };
+        let multiple = footprint.storage().row_padding;
+        let tokens = tokens.next_multiple_of(multiple);
+        let calls = footprint.calls(tokens, lengths.longest().max(multiple), dropout);
         let kept = keep.iter().map(|&keep| footprint.kept(tokens, keep)).sum();
         let least = keep.iter().copied().max().unwrap_or_default();
         Items {
-            weights: footprint.weights().total() + footprint.staging(),
+            weights: footprint.weights().total(),
             states: footprint.parameters() + footprint.states(),
             activations: kept,
             shared: if tokens == 0 { 0 } else { footprint.shared(tokens, least, dropout) },
@@ -266,6 +273,7 @@ impl<'a> Planner<'a> {
     fn keep(&self, tokens: usize, room: u64) -> Option<Chosen> {
         let Request { footprint, dropout, config, .. } = *self.request;
         let Items { logits, scratch, .. } = self.items(tokens, &[]);
+        let tokens = tokens.next_multiple_of(footprint.storage().row_padding);
         let room = room.checked_sub(logits + scratch)?;
         match fixed(config.recompute) {
             None => keep::choose(footprint, tokens, dropout, room, self.cost.keys()),

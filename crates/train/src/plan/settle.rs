@@ -37,11 +37,11 @@ pub fn settle<K: Kernels, E: From<Error>>(
     tell: &mut dyn FnMut(Attempt<'_>) -> Result<(), E>,
 ) -> Result<(Trainer<K>, Plan), E> {
     let device = request.footprint.storage().is_device();
-    let longest = request.lengths.longest();
-    let mut trainer = Trainer::bare(decoder, request.config, lora_dropout, longest)?;
+    let lengths = request.lengths;
+    let mut trainer = Trainer::bare(decoder, request.config, lora_dropout, lengths)?;
     let (mut current, mut budget) = (first, request.budget);
     for number in 1.. {
-        let mut tried = trainer.recut(current.cut.clone());
+        let mut tried = trainer.recut(current.cut.clone(), lengths);
         if device && tried.is_ok() {
             tried = trainer.warm_up();
         }

@@ -13,6 +13,7 @@ use cudarc::driver::sys::{
 };
 
 use super::gemm::Products;
+use super::late::Buffers;
 use super::library;
 use super::modules::Modules;
 use super::staging::Staging;
@@ -43,6 +44,7 @@ pub(super) struct Device {
     pub(super) products: Products,
     pub(super) modules: Modules,
     pub(super) staging: Mutex<Staging>,
+    pub(super) late: Mutex<Buffers>,
     pub(super) context: Context,
     pub(super) facts: Facts,
 }
@@ -73,7 +75,8 @@ impl Device {
         let (handle, facts) = Self::find(ordinal)?;
         let context = Context::new(handle)?;
         let products = Products::new(&context, facts.capability.0 >= 9)?;
-        Ok(Self { products, modules: Modules::default(), staging: Mutex::default(), context, facts })
+        let (staging, late) = (Mutex::default(), Mutex::default());
+        Ok(Self { products, modules: Modules::default(), staging, late, context, facts })
     }
 }
 
@@ -144,6 +147,11 @@ impl Context {
         // By default freed memory goes back to the system at every wait, and the next step maps it again.
         new.set_pool(CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)?;
         Ok(new)
+    }
+
+    /// The driver's number for the device.
+    pub(super) fn device(&self) -> CUdevice {
+        self.handle
     }
 
     /// Makes the context current on the calling thread.
