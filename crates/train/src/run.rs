@@ -69,6 +69,7 @@ pub fn train<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized>(
         trainer.restore(&snapshot)?;
         state = snapshot.state;
     }
+    let capacity = trainer.capacity();
     let mut run = Run {
         schedule: Schedule::new(config, total_steps),
         per_epoch,
@@ -94,7 +95,7 @@ pub fn train<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized>(
         tokens_per_epoch: (0..train.len()).map(|i| train.tokens(i)).sum(),
         trained_tokens_per_epoch: trained,
     })?;
-    if let Some(end) = run.go()? {
+    if let Some(end) = run.go().map_err(|error| error.with_micro_batch(capacity))? {
         return run.finish(end);
     }
     run.at_step(false, true)?;

@@ -109,7 +109,9 @@ impl<K: Kernels> Trainer<K> {
             Recompute::Min => Keep::Input,
         };
         let keep = vec![keep; decoder.config().num_hidden_layers];
-        let workspace = decoder.training_workspace(capacity, &keep, lora_dropout > 0.0)?;
+        let workspace = decoder
+            .training_workspace(capacity, &keep, lora_dropout > 0.0)
+            .map_err(|error| Error::from(error).with_micro_batch(capacity))?;
         let (k, n) = (decoder.kernels(), decoder.layout().len());
         let (gradients, first_moment) = (k.zeros_full(n)?, k.zeros_full(n)?);
         let second_moment = k.zeros_full(n)?;

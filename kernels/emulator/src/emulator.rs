@@ -37,6 +37,11 @@ impl Emulator {
         native::AVAILABLE
     }
 
+    /// The name of every kernel, with the bytes of each of its parameters: for a stand-in of the driver, which is asked.
+    pub fn kernels() -> Vec<(String, Vec<usize>)> {
+        native::kernels()
+    }
+
     fn words(&self, fault: &Fault) -> String {
         let mut out = fault.text.clone();
         if let Some(address) = fault.address {
@@ -61,14 +66,14 @@ fn line_of(pc: u64) -> Option<String> {
 }
 
 fn outside(call: &str, at: usize, bytes: usize) -> Error {
-    Error::Device { call: call.to_owned(), text: format!("{bytes} bytes at {at} are not inside the block") }
+    Error::Refused { call: call.to_owned(), text: format!("{bytes} bytes at {at} are not inside the block") }
 }
 
 impl Driver for Emulator {
     type Memory = Memory;
 
     fn alloc(&self, bytes: usize) -> Result<Memory> {
-        self.heap.alloc(bytes).ok_or(Error::OutOfMemory { bytes, free: 0, total: 0 })
+        self.heap.alloc(bytes).ok_or(Error::OutOfMemory { bytes, free: 0, total: 0, held: 0 })
     }
 
     fn address(&self, memory: &Memory) -> u64 {
