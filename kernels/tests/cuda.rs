@@ -4,12 +4,13 @@
 #![cfg(feature = "cuda")]
 #![allow(missing_docs, unsafe_code, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 use std::{env, fs, thread};
 
-use tunesmith_kernels::gpu::cuda::{Cuda, RESOURCES};
+use tunesmith_kernels::gpu::cuda::{Clocks, Cuda, Monitor, RESOURCES};
 use tunesmith_kernels::gpu::gemm::{Factor, gemm, gemm_onto};
 use tunesmith_kernels::gpu::{Arg, Driver, Error, Launch, Slice, View, ViewMut, bf16};
 
@@ -181,16 +182,53 @@ fn no_memory_is_said_in_numbers() {
     );
 }
 
+#[test]
+fn the_meters_of_a_gpu_are_read() {
+    let (none, old) = (("FAKE_NVML", "none"), ("FAKE_NVML", "old"));
+    let read = "power Ok(512.345), energy Ok(2.5), temperature Ok(61), clocks Ok(Clocks { multiprocessors: 1755, memory: 3201 }), \
+                slowed by Ok([\"the power limit\", \"heat, by the driver\"]), 20 processes, the last Ok([(118, Some(18000)), (119, None)])";
+    for setting in [("", ""), ("FAKE_NVML_NO_BUS", "1")] {
+        let Some(out) = run("meters 0", &[setting]) else { return };
+        assert!(out.contains(read), "{setting:?}: {out}");
+    }
+    let Some(out) = run("meters 0", &[old]) else { return };
+    let lacking =
+        "the NVIDIA driver's NVML has no nvmlDeviceGetTotalEnergyConsumption; a newer driver has it";
+    assert!(out.contains("power Ok(512.345)") && out.contains(lacking), "{out}");
+    assert!(out.contains("slowed by Ok([\"the power limit\"])"), "{out}");
+    let Some(out) = run("meters 0", &[("FAKE_NVML_BLIND", "1")]) else { return };
+    assert!(
+        out.contains("this GPU or its driver does not tell (nvmlDeviceGetTotalEnergyConsumption)"),
+        "{out}"
+    );
+    assert!(out.contains("temperature Ok(61)"), "{out}");
+
+    // A device that NVML does not have, a driver that is not there, no NVML: each is a reason.
+    let Some(out) = run("meters 1", &[("FAKE_COUNT", "2")]) else { return };
+    assert!(out.contains("no meters: nvmlDeviceGetHandleByUUID failed: Not Found (6)"), "{out}");
+    let Some(out) = run("meters 0", &[("FAKE_NVML_INIT", "9")]) else { return };
+    assert!(out.contains("no meters: nvmlInit_v2 failed: Driver Not Loaded (9)"), "{out}");
+    let Some(out) = run("meters 0", &[("FAKE_INIT", "100")]) else { return };
+    assert!(out.contains("no meters: the NVIDIA driver sees no GPU"), "{out}");
+    let Some(out) = run("meters 0", &[none]) else { return };
+    // Where a real one lies, it is found, and knows nothing of the stand-in's GPU.
+    assert!(out.contains("no meters: "), "{out}");
+}
+
 /// Runs [`child`] against the stand-in and returns what both said, or nothing where it cannot be built.
 fn run(what: &str, settings: &[(&str, &str)]) -> Option<String> {
     static FAKE: LazyLock<Option<PathBuf>> = LazyLock::new(build);
     let without_lt = settings.iter().any(|(name, _)| *name == "FAKE_WITHOUT_LT");
+    let root = FAKE.as_ref()?;
     let named = settings.iter().find(|(name, _)| *name == "FAKE_FOLDER").map(|(_, folder)| *folder);
-    let folder = FAKE.as_ref()?.join(named.unwrap_or(if without_lt { "driver" } else { "both" }));
+    let folder = root.join(named.unwrap_or(if without_lt { "driver" } else { "both" }));
+    let meters = settings.iter().find(|(name, _)| *name == "FAKE_NVML").map_or("new", |(_, which)| *which);
+    let folders = env::join_paths([folder, root.join("nvml").join(meters)]).unwrap();
     let exe = env::current_exe().unwrap();
     let mut command = Command::new(exe);
-    command.args(["child", "--exact", "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", folder);
-    command.env("TUNESMITH_CHILD", what).envs(settings.iter().copied());
+    command.args(["child", "--exact", "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", folders);
+    command.env("TUNESMITH_CHILD", what);
+    command.envs(settings.iter().copied().filter(|(name, _)| !name.is_empty()));
     let out = command.output().unwrap();
     let out = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     assert!(out.contains("test result: ok"), "{what}: {out}");
@@ -212,10 +250,19 @@ fn build() -> Option<PathBuf> {
     let _ = fs::remove_dir_all(&root);
     fs::create_dir_all(root.join("driver")).unwrap();
     fs::create_dir_all(root.join("both")).unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_cuda.c");
     let library = root.join("driver/libcuda.so");
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
-    if !built.is_ok_and(|status| status.success()) {
+    let compile = |source: &str, library: &Path, more: &[&str]| {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(source);
+        fs::create_dir_all(library.parent().unwrap()).unwrap();
+        let mut command = Command::new("cc");
+        command.args(["-shared", "-fPIC", "-O1"]).args(more).arg("-o").arg(library).arg(source);
+        command.status().is_ok_and(|status| status.success())
+    };
+    let meters = |age: &str| root.join("nvml").join(age).join("libnvidia-ml.so.1");
+    let built = compile("fake_cuda.c", &library, &[])
+        && compile("fake_nvml.c", &meters("new"), &[])
+        && compile("fake_nvml.c", &meters("old"), &["-DOLD"]);
+    if !built {
         eprintln!("skipped: no C compiler");
         return None;
     }
@@ -237,11 +284,13 @@ fn child() {
     match what.as_str() {
         "use" => {
             upload_clear_download();
+            rows_with_gaps();
             memory_is_counted();
             products();
             println!("all done");
         }
         "launch" => launches(),
+        _ if what.starts_with("meters ") => meters(what["meters ".len()..].parse().unwrap()),
         "exhaust" => {
             let slice = Slice::<_, u8>::uninit(&Cuda::new(0).unwrap(), 20_000_000);
             println!("{}", slice.map_or_else(|e| e.to_string(), |_| "there was room".into()));
@@ -254,6 +303,35 @@ fn child() {
                 Cuda::new(ordinal.parse().unwrap()).map_or_else(|e| e.to_string(), |_| "opened".into())
             );
         }
+    }
+}
+
+fn meters(ordinal: usize) {
+    // Without a context, and through an open device.
+    let monitors =
+        [Monitor::open(ordinal), Cuda::new(ordinal).map_err(|e| e.to_string()).and_then(|d| d.monitor())];
+    assert_eq!(monitors[0].is_ok(), monitors[1].is_ok());
+    for monitor in monitors {
+        let monitor = match monitor {
+            Ok(monitor) => monitor,
+            Err(why) => {
+                println!("no meters: {why}");
+                continue;
+            }
+        };
+        let before = monitor.energy();
+        let energy = monitor.energy().and_then(|now| before.map(|before| now - before));
+        let clocks: Result<Clocks, String> = monitor.clocks();
+        print!("power {:?}, energy {energy:?}, ", monitor.power());
+        print!(
+            "temperature {:?}, clocks {clocks:?}, slowed by {:?}, ",
+            monitor.temperature(),
+            monitor.slowdowns()
+        );
+        let processes = monitor.processes();
+        let count = processes.as_ref().map_or(0, Vec::len);
+        let last = processes.map(|all| all[all.len() - 2..].to_vec());
+        println!("{count} processes, the last {last:?}");
     }
 }
 
@@ -313,11 +391,48 @@ fn upload_clear_download() {
     .unwrap();
 }
 
+/// Rows through the ring that a closure fills: whole ones, ones longer than a piece, and a stop on the way.
+fn rows_with_gaps() {
+    let d = Cuda::new(0).unwrap();
+    for (rows, cols, gap) in
+        [(1, 7, 0), (5, 3000, 11), (3000, 4096, 64), (2, 9_000_000, 5), (1000, 20_001, 0)]
+    {
+        let (ld, at) = (cols + gap, 3);
+        let host = bytes(rows * cols, rows);
+        let mut out = Slice::<_, u8>::zeros(&d, at + rows * ld).unwrap();
+        let view = ViewMut { slice: &mut out, at, rows, cols, ld };
+        let mut most = 0;
+        let fill = &mut |from: usize, piece: &mut [u8]| {
+            most = most.max(piece.len());
+            piece.copy_from_slice(&host[from..from + piece.len()]);
+            ControlFlow::Continue(())
+        };
+        view.fill_with(&d, fill).unwrap();
+        assert!(most <= 8 << 20);
+        let mut expected = vec![0; at + rows * ld];
+        for (row, values) in host.chunks(cols).enumerate() {
+            expected[at + row * ld..][..cols].copy_from_slice(values);
+        }
+        assert!(out.to_host(&d).unwrap() == expected, "[{rows}, {cols}] with gaps of {gap}");
+    }
+    let mut out = Slice::<_, u8>::zeros(&d, 20 << 20).unwrap();
+    let view = ViewMut::new(&mut out, 1, 20 << 20, 20 << 20);
+    let fill = &mut |from: usize, piece: &mut [u8]| {
+        piece.fill(1);
+        if from == 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    view.fill_with(&d, fill).unwrap();
+    let out = out.to_host(&d).unwrap();
+    assert!(out[..8 << 20].iter().all(|&v| v == 1) && out[8 << 20..].iter().all(|&v| v == 0));
+}
+
 fn memory_is_counted() {
     let d = Cuda::new(0).unwrap();
     let at_rest = d.memory().unwrap().used;
     let s = Slice::<_, f32>::uninit(&d, 1000).unwrap();
     assert_eq!(d.memory().unwrap().used, at_rest + 4000);
+    let seen = d.device_memory().unwrap().unwrap();
+    assert_eq!((seen.used, seen.free + seen.used), (at_rest + 4000, seen.total));
     drop(s);
     let now = d.memory().unwrap();
     assert_eq!((now.used, now.peak >= at_rest + 4000), (at_rest, true));

@@ -1,10 +1,12 @@
 //! The CPU's kernels with what the device stores rounded to bf16: what a device should give but for the order of its sums
 //! and the roundings inside an operation.
 
+use std::time::{Duration, Instant};
+
 use tunesmith_emulator::check;
 use tunesmith_ops::{
-    AdamW, Attention, AttentionGradients, DropoutKey, Error, Index, Kernels, Mat, MatMut, RefKernels,
-    RopeTable, RowNames,
+    AdamW, Attention, AttentionGradients, DeviceMemory, DropoutKey, Error, FillKey, Index, Kernels, Mat,
+    MatMut, RefKernels, RopeTable, RowNames, Storage, Stored,
 };
 
 type Buf = Vec<f32>;
@@ -227,5 +229,31 @@ impl Kernels for Rounded {
     }
     fn adamw(&self, step: AdamW, p: &mut Buf, g: &Buf, m: &mut Buf, v: &mut Buf) -> Result<(), Error> {
         RefKernels.adamw(step, p, g, m, v)
+    }
+
+    // --- loading, random weights, timing ---
+
+    fn load(&self, from: Stored<'_>, out: MatMut<'_, Buf>, told: &mut dyn FnMut(usize)) -> Result<(), Error> {
+        rounded(out, |out| RefKernels.load(from, out, told))
+    }
+    fn fill_random(&self, key: FillKey, std: f32, out: MatMut<'_, Buf>) -> Result<(), Error> {
+        rounded(out, |out| RefKernels.fill_random(key, std, out))
+    }
+
+    type Mark = Instant;
+
+    fn mark(&self) -> Result<Instant, Error> {
+        RefKernels.mark()
+    }
+    fn between(&self, start: &Instant, end: &Instant) -> Result<Duration, Error> {
+        RefKernels.between(start, end)
+    }
+
+    // Memory.
+    fn storage(&self) -> Storage {
+        RefKernels.storage()
+    }
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        RefKernels.memory()
     }
 }

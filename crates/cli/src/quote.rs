@@ -95,9 +95,12 @@ pub struct Measured {
     pub evaluation_seconds: f64,
     /// Time of reading the model.
     pub load_seconds: f64,
-    /// Energy of the CPU packages while the steps were taken.
+    /// Energy while the steps were taken, of all that could be counted.
     pub joules: Option<f64>,
-    /// Why the energy is not known.
+    /// Whose that is: `cpu` (its packages), `gpu` (the whole card).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joules_of: Vec<String>,
+    /// Why the energy or a part of it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joules_unknown: Option<String>,
     /// Most memory that the process took on the host, in bytes.
@@ -205,6 +208,7 @@ mod tests {
             evaluation_seconds: 0.1,
             load_seconds: 0.5,
             joules: Some(60.0),
+            joules_of: vec!["cpu".to_owned()],
             joules_unknown: None,
             peak_bytes: None,
         };

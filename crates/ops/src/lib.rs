@@ -13,6 +13,8 @@ mod reference;
 mod rng;
 mod rope;
 mod sequences;
+mod storage;
+mod stored;
 
 pub use device::DeviceKernels;
 pub use error::Error;
@@ -20,12 +22,14 @@ pub use fixed::{Fixed, Index, RowNames, Tag};
 pub use kernels::{Attention, AttentionGradients, Kernels};
 pub use mat::{Mat, MatMut};
 pub use reference::RefKernels;
-pub use rng::{DropoutKey, Philox};
+pub use rng::{DropoutKey, FillKey, Philox};
 pub use rope::RopeTable;
 pub use sequences::Sequences;
+pub use storage::{Calls, Storage};
+pub use stored::{Stored, StoredType};
 pub use tunesmith_kernels::cpu::AdamW;
 
-pub use tunesmith_kernels::gpu::Error as DeviceError;
+pub use tunesmith_kernels::gpu::{DeviceMemory, Error as DeviceError};
 
 /// The kernels on an NVIDIA GPU.
 #[cfg(feature = "cuda")]
@@ -48,5 +52,13 @@ impl CudaKernels {
     pub fn check(ordinal: usize) -> Result<(), Error> {
         tunesmith_kernels::gpu::cuda::Cuda::look(ordinal)?;
         Ok(())
+    }
+
+    /// The meters of a GPU, without setting anything up on it: power, energy, clocks.
+    ///
+    /// # Errors
+    /// In words, why it has none.
+    pub fn monitor(ordinal: usize) -> Result<tunesmith_kernels::gpu::cuda::Monitor, String> {
+        tunesmith_kernels::gpu::cuda::Monitor::open(ordinal)
     }
 }

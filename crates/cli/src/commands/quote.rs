@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::args::QuoteArgs;
 use crate::commands::{load, train::preflight};
+use crate::energy::watt_hours;
 use crate::engine::{self, Stop};
 use crate::error::CliError;
 use crate::progress::{clock, thousands};
@@ -60,7 +61,9 @@ fn text(quote: &Quote) -> String {
                 ),
             );
             let energy = match (estimate.joules, &measured.joules_unknown) {
-                (Some(joules), _) => format!("about {:.1} Wh of the CPU", joules / 3600.0),
+                (Some(joules), why) => {
+                    format!("about {}", watt_hours(joules, &measured.joules_of, why.as_deref()))
+                }
                 (None, why) => format!("unknown: {}", why.as_deref().unwrap_or("not measured")),
             };
             say("energy", energy);

@@ -11,6 +11,7 @@ use crate::commands::deliver::{deliver, refuse_existing};
 use crate::commands::jobs::Booking;
 use crate::commands::watch::watched;
 use crate::commands::{generate::missing, load, serve};
+use crate::energy::watt_hours;
 use crate::engine::{self, Run, Stop};
 use crate::error::CliError;
 use crate::progress::thousands;
@@ -214,7 +215,8 @@ pub(super) fn report(result: &JobResult) -> Result<(), CliError> {
         out::line(&format!("price: {price:.4} for {tokens} tokens ({per_million} a million)"))?;
     }
     if let Some(joules) = result.joules {
-        out::line(&format!("energy: {:.1} Wh of the CPU", joules / 3600.0))?;
+        let energy = watt_hours(joules, &result.joules_of, result.joules_unknown.as_deref());
+        out::line(&format!("energy: {energy}"))?;
     }
     match &result.adapter {
         Some(path) => out::line(&format!("adapter: {}", path.display())),

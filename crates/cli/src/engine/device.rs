@@ -2,6 +2,7 @@
 
 use tunesmith_ops::{Kernels, RefKernels};
 
+use crate::energy::Counter;
 use crate::error::CliError;
 
 /// Something to do on whichever device was asked for.
@@ -43,6 +44,11 @@ pub fn all() -> Vec<String> {
     std::iter::once("cpu".to_owned()).chain(gpus).collect()
 }
 
+/// The counter of what a GPU draws, or why there is none; nothing for the CPU.
+pub(super) fn energy_counter(device: &str) -> Option<Result<Counter, String>> {
+    ordinal(device).map(cuda_energy)
+}
+
 /// The number of a GPU, which the spec has checked to be one.
 fn ordinal(device: &str) -> Option<usize> {
     device.strip_prefix("cuda:").and_then(|n| n.parse().ok())
@@ -56,6 +62,12 @@ fn on_cuda<W: Work>(device: &str, ordinal: usize, work: W) -> Result<W::Output, 
 #[cfg(feature = "cuda")]
 fn check_cuda(device: &str, ordinal: usize) -> Result<(), CliError> {
     tunesmith_ops::CudaKernels::check(ordinal).map_err(|error| unusable(device, error))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_energy(ordinal: usize) -> Result<Counter, String> {
+    let monitor = tunesmith_ops::CudaKernels::monitor(ordinal)?;
+    Ok(Box::new(move || monitor.energy()))
 }
 
 #[cfg(feature = "cuda")]
@@ -82,4 +94,9 @@ fn check_cuda<T>(device: &str, _: usize) -> Result<T, CliError> {
     Err(CliError::Device(format!(
         "device `{device}` was asked for, but this build has no CUDA; it computes on the CPU only"
     )))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_energy(_: usize) -> Result<Counter, String> {
+    Err("this build has no CUDA".to_owned())
 }

@@ -13,7 +13,7 @@ use super::base::Base;
 use super::data::{self, Parts};
 use super::device::{self, Work};
 use super::{Run, Source, StopFlag};
-use crate::energy::{self, Energy};
+use crate::energy::{self, Meter};
 use crate::error::CliError;
 use crate::quote::{Costs, Disk, Estimate, Measured, Plan, Quote};
 use crate::spec::JobSpec;
@@ -119,7 +119,7 @@ impl Work for Measuring<'_, '_> {
         step(&mut trainer, &parts.train, warm_up)?;
         // A job of a single batch is measured on that.
         let rest = if batches.len() == 0 { vec![warm_up] } else { batches.collect() };
-        let energy = Energy::start();
+        let meter = Meter::start(device::energy_counter(&spec.device));
         let started = Instant::now();
         let (mut steps, mut tokens) = (0, 0);
         for batch in rest {
@@ -131,7 +131,7 @@ impl Work for Measuring<'_, '_> {
             }
         }
         let seconds = started.elapsed().as_secs_f64();
-        let (joules, joules_unknown) = energy::joules_of(&spec.device, energy);
+        let spent = meter.spent();
         let (evaluated_tokens, evaluation_seconds) = evaluate(run, &mut trainer, parts, time)?;
         Ok(Measured {
             steps,
@@ -140,8 +140,9 @@ impl Work for Measuring<'_, '_> {
             evaluated_tokens,
             evaluation_seconds,
             load_seconds,
-            joules,
-            joules_unknown,
+            joules: spent.joules,
+            joules_of: spent.of,
+            joules_unknown: spent.unknown,
             peak_bytes: energy::peak_bytes(),
         })
     }

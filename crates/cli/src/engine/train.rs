@@ -16,7 +16,7 @@ use super::data::{self, Parts};
 use super::device::{self, Work};
 use super::saving::Saver;
 use super::{Run, Source, fingerprint, frozen, preview};
-use crate::energy::{self, Energy};
+use crate::energy::{self, Meter, Spent};
 use crate::error::CliError;
 
 /// A run that can be trained: its base model found, its rows read and frozen.
@@ -103,12 +103,14 @@ impl Work for Training<'_, '_> {
         if let Some(snapshot) = &resume {
             run.know(&snapshot.state);
         }
-        let (resumed, energy) = (resume.is_some(), Energy::start());
+        let (resumed, meter) = (resume.is_some(), Meter::start(device::energy_counter(&run.device)));
         let stepped = steps(run, &mut saver, trainer, parts, &fingerprint, resume);
-        (run.result.joules, run.result.joules_unknown) = match energy::joules_of(&spec.device, energy) {
-            (Some(_), _) if resumed => (None, Some("the run was cut in pieces".to_owned())),
-            measured => measured,
+        let spent = match meter.spent() {
+            Spent { joules: Some(_), .. } if resumed => Spent::unknown("the run was cut in pieces"),
+            spent => spent,
         };
+        let result = &mut run.result;
+        (result.joules, result.joules_of, result.joules_unknown) = (spent.joules, spent.of, spent.unknown);
         let (trainer, summary) = stepped?;
         run.log(&json!({ "type": "memory", "data": { "peak_bytes": energy::peak_bytes() } }))?;
 

@@ -96,10 +96,13 @@ pub struct JobResult {
     /// What `tokens` cost at that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<f64>,
-    /// Energy of the CPU packages during steps and evaluations, in joules, of everything that ran on the machine then.
+    /// Energy during steps and evaluations, in joules, of everything that ran on the machine then.
     #[serde(default)]
     pub joules: Option<f64>,
-    /// Why the energy is not known; absent too when no training began.
+    /// Whose that is: `cpu` (its packages), `gpu` (the whole card).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joules_of: Vec<String>,
+    /// Why the energy, or a part of it, is not known; absent too when no training began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joules_unknown: Option<String>,
     /// Loss of the last epoch's steps, weighted by their trained tokens; of the last step when it did not finish.
@@ -139,6 +142,7 @@ impl JobResult {
             price_per_million: None,
             price: None,
             joules: None,
+            joules_of: Vec::new(),
             joules_unknown: None,
             train_loss: None,
             initial_validation_loss: None,

@@ -75,6 +75,12 @@ impl<K: Kernels> LoraGroup<K> {
         self.outputs + self.ranks
     }
 
+    /// The augmented matrix, flat.
+    #[cfg(test)]
+    pub(super) fn buffer(&self) -> &K::Buf {
+        &self.weights
+    }
+
     fn all(&self) -> Mat<'_, K::Buf> {
         Mat::new(&self.weights, self.outputs + self.ranks, self.input_ld(), self.input_ld())
     }

@@ -6,7 +6,9 @@
 
 mod batch;
 mod block;
+mod bytes;
 mod cache;
+mod flops;
 mod group;
 mod load;
 mod step;
@@ -15,6 +17,7 @@ mod workspace;
 use tunesmith_ops::{AdamW, Kernels, RopeTable};
 
 pub use batch::{Batch, Document};
+pub use bytes::{Footprint, WeightBytes};
 pub use cache::KvCache;
 pub use workspace::{Keep, Workspace};
 

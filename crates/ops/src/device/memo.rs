@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::{Error, Tag};
 
 /// Copies kept: the positions, rows and documents of a few micro-batches.
-const KEPT: usize = 16;
+pub(super) const KEPT: usize = 16;
 
 /// Device copies by the tag of their host contents; the one not used for longest goes first.
 #[derive(Debug)]

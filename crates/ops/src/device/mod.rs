@@ -1,21 +1,27 @@
 //! [`DeviceKernels`]: the kernels of `kernels/cuda` on whatever runs them.
 
+pub(crate) mod bytes;
+mod load;
 mod memo;
 mod scratch;
 mod views;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tunesmith_kernels::gpu::attention::{self, Documents, Gradients, Heads, Inputs, Plan};
 use tunesmith_kernels::gpu::attention_decode::{self, Context, Contexts};
 use tunesmith_kernels::gpu::{
-    Driver, Slice, View, ViewMut, adamw, bf16, cross_entropy, dropout, gemm, norm, rms_norm, rope, rows,
-    swiglu,
+    Driver, Slice, View, ViewMut, adamw, bf16, cross_entropy, dropout, fill, gemm, norm, rms_norm, rope,
+    rows, swiglu,
 };
 
 use crate::error::{expect, in_vocabulary};
 use crate::kernels::{Attention, AttentionGradients, Kernels};
-use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
+use crate::{
+    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences,
+    Storage, Stored,
+};
 use memo::Memo;
 use scratch::Scratch;
 use views::{factor, host, view, view_mut};
@@ -25,6 +31,12 @@ use views::{factor, host, view, view_mut};
 const LOGITS_CHUNK: usize = 256 << 20;
 /// Rows of logits held at a time, at most.
 const LOGITS_ROWS: usize = 4096;
+
+/// Rows of logits held at a time for a call of `rows` rows.
+fn logits_rows(vocab: usize, rows: usize) -> usize {
+    (LOGITS_CHUNK / vocab.max(1)).clamp(1, LOGITS_ROWS).min(rows.max(1))
+}
+
 /// New tokens of a document up to which the kernel for a cache is used: the other one computes tiles of 128 of them.
 const FEW_QUERIES: usize = 8;
 
@@ -164,7 +176,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
     }
 
     fn rank_padding(&self) -> usize {
-        64
+        Storage::DEVICE.rank_padding
     }
 
     fn gemm(
@@ -411,7 +423,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         in_vocabulary(targets, vocab)?;
         expect(OP, targets.len() == x.rows, || format!("{} targets for {} rows", targets.len(), x.rows))?;
         let head = view(OP, head)?;
-        let chunk = (LOGITS_CHUNK / vocab.max(1)).clamp(1, LOGITS_ROWS).min(x.rows.max(1));
+        let chunk = logits_rows(vocab, x.rows);
         self.ids.with(d, targets.len(), |ids| {
             ids.write(d, 0, targets)?;
             self.logits.with(d, chunk * vocab.next_multiple_of(8), |logits| {
@@ -440,5 +452,45 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         v: &mut Self::Full,
     ) -> Result<(), Error> {
         Ok(adamw::update(&*self.d, step, p, g, m, v)?)
+    }
+
+    // --- loading, random weights, timing ---
+
+    fn load(
+        &self,
+        from: Stored<'_>,
+        out: MatMut<'_, Self::Buf>,
+        told: &mut dyn FnMut(usize),
+    ) -> Result<(), Error> {
+        load::load(&*self.d, from, out, told)
+    }
+
+    fn fill_random(&self, key: FillKey, std: f32, out: MatMut<'_, Self::Buf>) -> Result<(), Error> {
+        let key = fill::Key { seed: key.seed, tensor: key.tensor };
+        Ok(fill::fill_random(&*self.d, key, std, view_mut(out))?)
+    }
+
+    type Mark = D::Mark;
+
+    fn mark(&self) -> Result<D::Mark, Error> {
+        Ok(self.d.mark()?)
+    }
+
+    fn between(&self, start: &D::Mark, end: &D::Mark) -> Result<Duration, Error> {
+        Ok(self.d.between(start, end)?)
+    }
+
+    fn set_trials(&self, on: bool) {
+        self.d.set_trials(on);
+    }
+
+    // Memory.
+
+    fn storage(&self) -> Storage {
+        Storage::DEVICE
+    }
+
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        Ok(self.d.device_memory()?)
     }
 }

@@ -17,6 +17,7 @@ use super::library;
 use super::modules::{self, Modules};
 use super::staging::Staging;
 use super::status::{Named, unavailable, words};
+use crate::gpu::driver::DeviceMemory;
 use crate::gpu::error::{Error, Result, size};
 
 /// What a device is.
@@ -204,6 +205,11 @@ impl Context {
         Ok(new)
     }
 
+    /// The driver's number for the device.
+    pub(super) fn device(&self) -> CUdevice {
+        self.handle
+    }
+
     /// Makes the context current on the calling thread.
     pub(super) fn enter(&self) -> Result<()> {
         // SAFETY: the context is retained for the life of `self`.
@@ -281,6 +287,16 @@ impl Context {
         let peak = self.get_pool(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
         let held = self.get_pool(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
         Ok((used, peak.max(self.earlier_peak.load(Ordering::Relaxed)), held))
+    }
+
+    /// As [`Context::memory`], beside what the device has; what the pool holds for reuse can be taken again.
+    pub(super) fn device_memory(&self) -> Result<DeviceMemory> {
+        // What was given back is the pool's once the work before it is done.
+        self.synchronize()?;
+        let (used, peak, held) = self.memory()?;
+        let (free, total) = mem_get_info().named("cuMemGetInfo")?;
+        let free = (free as u64).saturating_add(held.saturating_sub(used));
+        Ok(DeviceMemory { total: total as u64, free, used, peak })
     }
 
     pub(super) fn forget_peak(&self) -> Result<()> {
