@@ -19,7 +19,7 @@ mod stored;
 pub use device::DeviceKernels;
 pub use error::Error;
 pub use fixed::{Fixed, Index, RowNames, Tag};
-pub use kernels::{Attention, AttentionGradients, Kernels};
+pub use kernels::{Attention, AttentionGradients, Flat, Kernels, Refresh, UPDATE_RESULTS};
 pub use mat::{Mat, MatMut};
 pub use reference::RefKernels;
 pub use rng::{DropoutKey, FillKey, Philox};
@@ -28,6 +28,7 @@ pub use sequences::Sequences;
 pub use storage::{Calls, Storage};
 pub use stored::{Stored, StoredType};
 pub use tunesmith_kernels::cpu::AdamW;
+pub use tunesmith_kernels::gpu::adamw::Segment;
 
 pub use tunesmith_kernels::gpu::{DeviceMemory, Error as DeviceError};
 

@@ -157,4 +157,21 @@ impl Driver for Emulator {
     fn device_memory(&self) -> Result<Option<DeviceMemory>> {
         Ok(self.heap.memory())
     }
+
+    /// Work is done when a call returns, so the bytes are there at once.
+    type Download = Vec<u8>;
+
+    fn download_later(&self, from: &Memory, at: usize, bytes: usize) -> Result<Vec<u8>> {
+        let mut out = vec![0; bytes];
+        self.download(from, at, &mut out)?;
+        Ok(out)
+    }
+
+    fn wait(&self, download: Vec<u8>, to: &mut [u8]) -> Result<()> {
+        if download.len() != to.len() {
+            return Err(outside("wait", 0, to.len()));
+        }
+        to.copy_from_slice(&download);
+        Ok(())
+    }
 }

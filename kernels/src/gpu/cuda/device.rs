@@ -13,6 +13,7 @@ use cudarc::driver::sys::{
 };
 
 use super::gemm::Products;
+use super::late::Buffers;
 use super::library;
 use super::modules::{self, Modules};
 use super::staging::Staging;
@@ -43,6 +44,7 @@ pub(super) struct Device {
     pub(super) products: Products,
     pub(super) modules: Modules,
     pub(super) staging: Mutex<Staging>,
+    pub(super) late: Mutex<Buffers>,
     pub(super) context: Context,
     pub(super) facts: Facts,
 }
@@ -77,7 +79,8 @@ impl Device {
         let (handle, facts) = Self::find(ordinal)?;
         let context = Context::new(handle, ordinal, &facts)?;
         let products = Products::new(&context, facts.capability.0 >= 9)?;
-        Ok(Self { products, modules: Modules::default(), staging: Mutex::default(), context, facts })
+        let (staging, late) = (Mutex::default(), Mutex::default());
+        Ok(Self { products, modules: Modules::default(), staging, late, context, facts })
     }
 }
 

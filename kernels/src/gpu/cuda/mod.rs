@@ -6,6 +6,7 @@
 mod device;
 mod event;
 mod gemm;
+mod late;
 mod library;
 mod mark;
 mod modules;
@@ -23,6 +24,8 @@ use cudarc::driver::sys::{cuMemcpyDtoHAsync_v2, cuMemsetD8Async};
 
 use self::device::Device;
 pub use self::device::{Facts, Memory};
+use self::event::Event;
+pub use self::late::Download;
 pub use self::mark::Mark;
 pub use self::modules::RESOURCES;
 pub use self::nvml::{Clocks, Known, Monitor};
@@ -246,5 +249,22 @@ impl Driver for Cuda {
     fn device_memory(&self) -> Result<Option<DeviceMemory>> {
         self.enter()?;
         self.0.context.device_memory().map(Some)
+    }
+
+    type Download = Download;
+
+    fn download_later(&self, from: &Memory, at: usize, bytes: usize) -> Result<Download> {
+        self.enter()?;
+        // SAFETY: slices stay inside their memory, which is freed behind whatever is queued.
+        unsafe { Download::queue(&self.0, from.address + at as u64, bytes) }
+    }
+
+    fn wait(&self, download: Download, to: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        download.wait(to)
+    }
+
+    fn tune(&self, on: bool) {
+        self.set_gemm_trials(on);
     }
 }
