@@ -128,7 +128,9 @@ impl<K: Kernels> Trainer<K> {
         };
         let keep = vec![keep; decoder.config().num_hidden_layers];
         let dropout = lora_dropout > 0.0;
-        let workspace = decoder.training_workspace(capacity.next_multiple_of(multiple), &keep, dropout)?;
+        let workspace = decoder
+            .training_workspace(capacity.next_multiple_of(multiple), &keep, dropout)
+            .map_err(|error| Error::from(error).with_micro_batch(capacity))?;
         let (k, n) = (decoder.kernels(), decoder.layout().len());
         let (gradients, first_moment) = (k.zeros_full(n)?, k.zeros_full(n)?);
         let (second_moment, guard) = (k.zeros_full(n)?, k.guard()?);
