@@ -11,6 +11,7 @@ OUT=${OUT:-results}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 export TUNESMITH_TEST_ON=gpu
+export TUNESMITH_REFERENCE=$here/golden/reference
 
 # cuBLASLt, where the loader alone would not find it: beside a toolkit or in a Python environment's wheels.
 folders() {

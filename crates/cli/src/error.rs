@@ -32,7 +32,7 @@ pub enum CliError {
         /// What else may help.
         hint: Option<String>,
     },
-    /// The device asked for is not there.
+    /// The device asked for is not there, or not to be had.
     #[error("{0}")]
     Device(String),
     /// What is asked for is taken.
@@ -233,6 +233,12 @@ impl CliError {
                 Some("`tunesmith config schema` lists every key and what it accepts".to_owned())
             }
             Self::Device(_) => Some("`device = \"cpu\"` always works".to_owned()),
+            _ if self.code() == "device_failed" => Some(
+                "a job goes on from its last checkpoint, which is intact: by itself, or by `tunesmith retry` once it has \
+                 ended; if it comes again, `nvidia-smi -q` and the system's log (`Xid`) tell of a faulty card, and with \
+                 CUDA_LAUNCH_BLOCKING=1 the kernel that failed is the one named"
+                    .to_owned(),
+            ),
             Self::Train(tunesmith_train::Error::LossNotFinite { .. }) => {
                 Some("look at the rows, or lower `train.learning_rate` or `train.max_grad_norm`".to_owned())
             }
@@ -296,9 +302,7 @@ const INTERNAL: (&str, &str) = ("internal", "internal_error");
 fn ops_kind(error: &tunesmith_ops::Error) -> (&'static str, &'static str) {
     use tunesmith_ops::{DeviceError, Error};
     match error {
-        Error::OutOfMemory { .. } | Error::Device(DeviceError::OutOfMemory { .. }) => {
-            ("memory", "insufficient_memory")
-        }
+        e if e.is_out_of_memory() => ("memory", "insufficient_memory"),
         Error::Device(DeviceError::Unavailable { .. }) => ("device", "device_missing"),
         Error::Device(DeviceError::Device { .. }) => ("device", "device_failed"),
         Error::TokenOutOfRange { .. } => ("data", "unsupported_model"),
@@ -357,7 +361,7 @@ fn train_kind(error: &tunesmith_train::Error) -> (&'static str, &'static str) {
             ("numeric", "non_finite_loss")
         }
         Error::Model(e) => model_kind(e),
-        Error::Ops(e) => ops_kind(e),
+        Error::Ops(e) | Error::Memory { source: e, .. } => ops_kind(e),
         Error::Checkpoint { .. } | Error::Resume { .. } => ("data", "invalid_checkpoint"),
         Error::File { .. } => ("io", "io_error"),
         Error::NoTrainedTokens { .. } => ("data", "zero_trainable_tokens"),

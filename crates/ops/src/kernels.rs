@@ -281,9 +281,6 @@ pub trait Kernels: Send + Sync {
     fn between(&self, start: &Self::Mark, end: &Self::Mark) -> Result<Duration, Error>;
     /// What the device calls itself.
     fn name(&self) -> String;
-    /// Whether the first product of each shape may try ways of computing it and keep the fastest: for a warm-up at the
-    /// shapes that come back. A device without a choice has nothing to do.
-    fn set_trials(&self, _on: bool) {}
 
     // Memory.
 

@@ -79,6 +79,9 @@ impl<D: Driver> Driver for Frugal<D> {
     fn between(&self, start: &D::Mark, end: &D::Mark) -> Result<Duration> {
         self.inner.between(start, end)
     }
+    fn name(&self) -> String {
+        self.inner.name()
+    }
     fn device_memory(&self) -> Result<Option<DeviceMemory>> {
         self.inner.device_memory()
     }

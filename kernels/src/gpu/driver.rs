@@ -72,9 +72,6 @@ pub trait Driver: Send + Sync + Debug + 'static {
     fn between(&self, start: &Self::Mark, end: &Self::Mark) -> Result<Duration>;
     /// What the device calls itself.
     fn name(&self) -> String;
-    /// Whether the first product of each shape may try ways of computing it and keep the fastest: for a warm-up at the
-    /// shapes that come back. A device without a choice has nothing to do.
-    fn set_trials(&self, _on: bool) {}
 
     // Memory.
 

@@ -80,7 +80,11 @@ fn unusable(device: &str, error: tunesmith_ops::Error) -> CliError {
     use tunesmith_ops::{DeviceError, Error};
     let why = match error {
         Error::Device(DeviceError::Unavailable { reason, hint }) => format!("{reason}. {hint}"),
-        other => other.to_string(),
+        // Whoever has its memory may give it back; smaller micro-batches would not help.
+        Error::Device(error @ (DeviceError::OutOfMemory { .. } | DeviceError::Device { .. })) => {
+            error.to_string()
+        }
+        other => return CliError::Internal(other.to_string()),
     };
     CliError::Device(format!("device `{device}` cannot be used: {why}"))
 }

@@ -140,7 +140,7 @@ fn fake_oom<K: Kernels>(trainer: &Trainer<K>) -> Result<(), CliError> {
     match limit {
         Some(limit) if tokens > limit => {
             let (bytes, free) = (tokens * bytes_per_token, limit * bytes_per_token);
-            let full = tunesmith_ops::DeviceError::OutOfMemory { bytes, free, total: free };
+            let full = tunesmith_ops::DeviceError::OutOfMemory { bytes, free, total: free, held: 0 };
             Err(engine::Error::from(tunesmith_ops::Error::from(full)).into())
         }
         _ => Ok(()),

@@ -509,10 +509,6 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         self.d.name()
     }
 
-    fn set_trials(&self, on: bool) {
-        self.d.set_trials(on);
-    }
-
     // Memory.
 
     fn storage(&self) -> Storage {

@@ -1,7 +1,7 @@
 //! A plan tried on the device before the first step.
 
 use tunesmith_model::Decoder;
-use tunesmith_ops::{DeviceError, Kernels};
+use tunesmith_ops::Kernels;
 
 use super::{Plan, Request, plan};
 use crate::{Error, Trainer};
@@ -43,7 +43,7 @@ pub fn settle<K: Kernels, E: From<Error>>(
     for number in 1.. {
         let mut tried = trainer.recut(current.cut.clone(), lengths);
         if device && tried.is_ok() {
-            tried = trainer.warm_up();
+            tried = trainer.warm_up().map_err(|error| error.with_micro_batch(current.cut.capacity));
         }
         let failed = match tried {
             Ok(()) => {
@@ -52,7 +52,7 @@ pub fn settle<K: Kernels, E: From<Error>>(
                 tell(Attempt { plan: &current, number, measured, failed: None })?;
                 return Ok((trainer, current));
             }
-            Err(error) if device && is_out_of_memory(&error) && number < ATTEMPTS => error,
+            Err(error @ Error::Memory { .. }) if device && number < ATTEMPTS => error,
             Err(error) => return Err(error.into()),
         };
         tell(Attempt { plan: &current, number, measured: None, failed: Some(&failed) })?;
@@ -66,14 +66,4 @@ pub fn settle<K: Kernels, E: From<Error>>(
         };
     }
     Err(Error::Observer("a plan was neither taken nor refused".into()).into())
-}
-
-/// Whether memory could not be had.
-fn is_out_of_memory(error: &Error) -> bool {
-    use tunesmith_ops::Error as Ops;
-    let ops = match error {
-        Error::Ops(ops) | Error::Model(tunesmith_model::Error::Ops(ops)) => ops,
-        _ => return false,
-    };
-    matches!(ops, Ops::OutOfMemory { .. } | Ops::Device(DeviceError::OutOfMemory { .. }))
 }

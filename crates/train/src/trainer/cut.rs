@@ -58,7 +58,10 @@ impl<K: Kernels> Trainer<K> {
         self.collator.cut = MicroBatches::none();
         self.workspace = self.decoder.training_workspace(0, &[], false)?;
         let rows = cut.capacity.next_multiple_of(self.collator.multiple);
-        self.workspace = self.decoder.training_workspace(rows, &cut.keep, self.collator.dropout)?;
+        self.workspace = self
+            .decoder
+            .training_workspace(rows, &cut.keep, self.collator.dropout)
+            .map_err(|error| Error::from(error).with_micro_batch(cut.capacity))?;
         self.fullest = fullest(lengths.longest_first(), cut.capacity);
         self.collator.cut = cut;
         Ok(())

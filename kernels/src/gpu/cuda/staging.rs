@@ -14,8 +14,8 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUDA_MEMCPY2D, CUdeviceptr, CUmemorytype, CUstream};
 
 use super::event::Event;
-use super::status::Named;
-use crate::gpu::error::{Error, Result};
+use super::status::{Named, unavailable, words};
+use crate::gpu::error::{Error, Result, size};
 use crate::gpu::pieces::{Fill, Rows};
 
 /// Bytes of the ring.
@@ -119,16 +119,23 @@ impl Staging {
             return Ok(base);
         }
         // SAFETY: asks for memory and nothing else.
-        let memory = unsafe { result::malloc_host(RING, 0) }.named("cuMemHostAlloc")?;
-        let base = NonNull::new(memory.cast()).ok_or_else(|| Error::Device {
-            call: "cuMemHostAlloc".into(),
-            text: "no memory, and no error".into(),
+        let memory = unsafe { result::malloc_host(RING, 0) }.or_else(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(no_host_memory(&words(e))),
+            _ => Err(e).named("cuMemHostAlloc"),
         })?;
+        let base = NonNull::new(memory.cast()).ok_or_else(|| no_host_memory("no address, and no error"))?;
         // SAFETY: as many bytes were allocated. They hold something from here on, so that they may be borrowed.
         unsafe { base.write_bytes(0, RING) };
         self.base = Some(base);
         Ok(base)
     }
+}
+
+fn no_host_memory(words: &str) -> Error {
+    unavailable(
+        format!("{} of page-locked host memory could not be had: {words}", size(RING)),
+        "Free some of the machine's memory, or raise the limit of locked memory (`ulimit -l`)",
+    )
 }
 
 /// A copy of rows without gaps to rows with them.

@@ -82,7 +82,7 @@ impl Work for Measuring<'_> {
         let c = &request.config;
         // The widest linear of a block, and a product that any device has room for.
         let shapes = [[request.tokens, 2 * c.intermediate_size, c.hidden_size], [square; 3]];
-        kernels.set_trials(true);
+        kernels.tune(true);
         let peak = peak::measure(&kernels, &shapes, Duration::from_millis(least))?;
         CliError::check(stop)?;
 
@@ -108,7 +108,7 @@ impl Work for Measuring<'_> {
             progress.beat();
         }
         // What the warm-up has not met is not worth a trial.
-        trainer.decoder().kernels().set_trials(false);
+        trainer.decoder().kernels().tune(false);
         let meter = Meter::start(device::energy_counter(&request.device));
         let started = Instant::now();
         let mut times = Vec::new();
