@@ -9,6 +9,7 @@ mod config;
 mod generate;
 mod jobs;
 mod keys;
+mod plan;
 mod quote;
 mod support;
 mod tables;

@@ -229,11 +229,12 @@ impl<'a> Plan<'a> {
         // A document has a token that is only predicted, for which there is room too.
         let tokens: usize = self.examples.iter().map(|e| e.ids.len()).sum();
         let longest = self.lengths.iter().copied().max().unwrap_or(0);
-        let calls = f.calls(tokens, self.lengths.len(), longest);
+        let rows = tokens.next_multiple_of(f.storage().row_padding);
+        let calls = f.calls(rows, longest, false);
         let needed = f.weights().total()
             + f.parameters()
             + f.states()
-            + f.training(tokens, &self.keep, false)
+            + f.training(rows, &self.keep, false)
             + f.storage().logits_bytes(&calls)
             + f.storage().call_bytes(&calls);
         let free = match kernels.memory()? {
