@@ -69,7 +69,7 @@ fn every_allocation_has_the_bytes_that_the_arithmetic_says() {
         for lora in adapters() {
             let counting = Counting::new(1 << 30);
             let (mut decoder, footprint) = decoder(&counting, &model, &lora);
-            let weights = footprint.weights().total() + footprint.parameters();
+            let weights = footprint.weights().total() + footprint.parameters() + footprint.copies();
             assert_eq!(counting.used(), weights, "weights of {lora:?}");
             let layers = decoder.config().num_hidden_layers;
             // Every mode alone, and some beside each other.
@@ -111,7 +111,8 @@ fn an_emulator_that_counts_refuses_what_does_not_fit() {
     let k = counting.kernels();
     let first = k.zeros(300).unwrap();
     let error = k.zeros_full(101).unwrap_err().to_string();
-    assert!(error.contains("404 bytes could not be allocated, 400 of 1000 bytes are free"), "{error}");
+    assert!(error.contains("404 bytes could not be allocated"), "{error}");
+    assert!(error.contains("400 bytes are free"), "{error}");
     let second = k.zeros_full(100).unwrap();
     drop((first, second));
     let seen = k.memory().unwrap().unwrap();
@@ -151,8 +152,8 @@ fn course(counting: &Counting, model: &TinyModel, config: &TrainConfig, budget: 
     let rows: Vec<_> = rows.iter().collect();
     let mut losses: Vec<f64> = (0..2).map(|_| trainer.step(&rows, 1e-3).unwrap().loss).collect();
     losses.extend(trainer.evaluate(&rows).unwrap().iter().map(|row| row.sum));
-    let after = trainer.decoder().kernels().memory().unwrap().unwrap().peak;
-    assert!(after <= measured + (1 << 12), "steps took more than the warm-up: {after} and {measured}");
+    let after = trainer.decoder().kernels().memory().unwrap().unwrap().used;
+    assert!(after <= plan.items.peak(), "steps took more than was planned: {after} of {}", plan.items.peak());
     Course { losses, tried, plan, measured }
 }
 
