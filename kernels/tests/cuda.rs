@@ -4,6 +4,7 @@
 #![cfg(feature = "cuda")]
 #![allow(missing_docs, unsafe_code, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
@@ -169,6 +170,7 @@ fn child() {
     match what.as_str() {
         "use" => {
             upload_clear_download();
+            rows_with_gaps();
             memory_is_counted();
             products();
             println!("all done");
@@ -271,11 +273,48 @@ fn upload_clear_download() {
     .unwrap();
 }
 
+/// Rows through the ring that a closure fills: whole ones, ones longer than a piece, and a stop on the way.
+fn rows_with_gaps() {
+    let d = Cuda::new(0).unwrap();
+    for (rows, cols, gap) in
+        [(1, 7, 0), (5, 3000, 11), (3000, 4096, 64), (2, 9_000_000, 5), (1000, 20_001, 0)]
+    {
+        let (ld, at) = (cols + gap, 3);
+        let host = bytes(rows * cols, rows);
+        let mut out = Slice::<_, u8>::zeros(&d, at + rows * ld).unwrap();
+        let view = ViewMut { slice: &mut out, at, rows, cols, ld };
+        let mut most = 0;
+        let fill = &mut |from: usize, piece: &mut [u8]| {
+            most = most.max(piece.len());
+            piece.copy_from_slice(&host[from..from + piece.len()]);
+            ControlFlow::Continue(())
+        };
+        view.fill_with(&d, fill).unwrap();
+        assert!(most <= 8 << 20);
+        let mut expected = vec![0; at + rows * ld];
+        for (row, values) in host.chunks(cols).enumerate() {
+            expected[at + row * ld..][..cols].copy_from_slice(values);
+        }
+        assert!(out.to_host(&d).unwrap() == expected, "[{rows}, {cols}] with gaps of {gap}");
+    }
+    let mut out = Slice::<_, u8>::zeros(&d, 20 << 20).unwrap();
+    let view = ViewMut::new(&mut out, 1, 20 << 20, 20 << 20);
+    let fill = &mut |from: usize, piece: &mut [u8]| {
+        piece.fill(1);
+        if from == 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    view.fill_with(&d, fill).unwrap();
+    let out = out.to_host(&d).unwrap();
+    assert!(out[..8 << 20].iter().all(|&v| v == 1) && out[8 << 20..].iter().all(|&v| v == 0));
+}
+
 fn memory_is_counted() {
     let d = Cuda::new(0).unwrap();
     let at_rest = d.memory().unwrap().used;
     let s = Slice::<_, f32>::uninit(&d, 1000).unwrap();
     assert_eq!(d.memory().unwrap().used, at_rest + 4000);
+    let seen = d.device_memory().unwrap().unwrap();
+    assert_eq!((seen.used, seen.free + seen.used), (at_rest + 4000, seen.total));
     drop(s);
     let now = d.memory().unwrap();
     assert_eq!((now.used, now.peak >= at_rest + 4000), (at_rest, true));

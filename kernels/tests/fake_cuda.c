@@ -49,12 +49,15 @@ static int inside(const void* at, size_t bytes) {
     return 0;
 }
 
-typedef struct { void* to; const void* from; size_t bytes; } Copy;
+typedef struct { char* to; const char* from; size_t bytes, rows, pitch; } Copy;
 static Copy queue[65536];
 static long queued, done;
 
 static void run_until(long position) {
-    for (; done < position; done++) memcpy(queue[done % 65536].to, queue[done % 65536].from, queue[done % 65536].bytes);
+    for (; done < position; done++) {
+        const Copy* c = &queue[done % 65536];
+        for (size_t row = 0; row < c->rows; row++) memcpy(c->to + row * c->pitch, c->from + row * c->bytes, c->bytes);
+    }
 }
 
 int cuMemAllocAsync(uint64_t* out, size_t bytes, void* s) {
@@ -109,7 +112,32 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* s) {
     ON_STREAM(s);
     if (!inside((void*)to, bytes)) return fault("a copy leaves its memory");
     if (queued - done == 65536) run_until(queued);
-    queue[queued++ % 65536] = (Copy){(void*)to, from, bytes};
+    queue[queued++ % 65536] = (Copy){(char*)to, from, bytes, 1, bytes};
+    return OK;
+}
+
+// CUDA_MEMCPY2D of cuda.h; only from the host (1) to the device (2), from rows without gaps.
+typedef struct {
+    size_t from_x, from_y;
+    int from_type;
+    const void* from_host;
+    uint64_t from_device;
+    void* from_array;
+    size_t from_pitch, to_x, to_y;
+    int to_type;
+    void* to_host;
+    uint64_t to_device;
+    void* to_array;
+    size_t to_pitch, width, height;
+} Copy2D;
+
+int cuMemcpy2DAsync_v2(const Copy2D* c, void* s) {
+    ON_STREAM(s);
+    if (c->from_type != 1 || c->to_type != 2 || c->from_pitch != c->width || c->to_pitch < c->width || !c->height) return INVALID_VALUE;
+    if (c->from_x || c->from_y || c->to_x || c->to_y || c->from_array || c->to_array) return INVALID_VALUE;
+    if (!inside((void*)c->to_device, (c->height - 1) * c->to_pitch + c->width)) return fault("a copy leaves its memory");
+    if (queued - done == 65536) run_until(queued);
+    queue[queued++ % 65536] = (Copy){(char*)c->to_device, c->from_host, c->width, c->height, c->to_pitch};
     return OK;
 }
 

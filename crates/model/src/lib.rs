@@ -18,7 +18,7 @@ mod weights;
 pub use adapter::{AdapterLayout, Group, Slot};
 pub use card::ModelCard;
 pub use config::{Architecture, ModelConfig};
-pub use decoder::{Batch, Decoder, Document, DropoutStep, Keep, KvCache, Workspace};
+pub use decoder::{Batch, Decoder, Document, DropoutStep, Footprint, Keep, KvCache, WeightBytes, Workspace};
 pub use error::{Error, Result};
 pub use publish::{sync_dir, write_file};
 pub use rope::{Rope, RopeScaling};

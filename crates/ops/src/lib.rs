@@ -13,19 +13,24 @@ mod reference;
 mod rng;
 mod rope;
 mod sequences;
+mod storage;
+mod stored;
 
 pub use device::DeviceKernels;
 pub use error::Error;
 pub use fixed::{Fixed, Index, RowNames, Tag};
-pub use kernels::{Attention, AttentionGradients, Kernels};
+pub use kernels::{Attention, AttentionGradients, Flat, Kernels, Refresh, UPDATE_RESULTS};
 pub use mat::{Mat, MatMut};
 pub use reference::RefKernels;
-pub use rng::{DropoutKey, Philox};
+pub use rng::{DropoutKey, FillKey, Philox};
 pub use rope::RopeTable;
 pub use sequences::Sequences;
+pub use storage::{Calls, Storage};
+pub use stored::{Stored, StoredType};
 pub use tunesmith_kernels::cpu::AdamW;
+pub use tunesmith_kernels::gpu::adamw::Segment;
 
-pub use tunesmith_kernels::gpu::Error as DeviceError;
+pub use tunesmith_kernels::gpu::{DeviceMemory, Error as DeviceError};
 
 /// The kernels on an NVIDIA GPU.
 #[cfg(feature = "cuda")]

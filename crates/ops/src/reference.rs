@@ -1,19 +1,33 @@
 //! [`RefKernels`]: the CPU backend, f32 throughout.
 
 use std::cell::Cell;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use tunesmith_kernels::cpu::{self, BackwardInputs, Document, GradientsMut, Heads, HeadsRef};
 
 use crate::error::{expect, in_vocabulary};
-use crate::kernels::{Attention, AttentionGradients, Kernels};
-use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
+use crate::kernels::{Attention, AttentionGradients, Flat, Kernels, Refresh};
+use crate::stored::TASK;
+use crate::{
+    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Segment,
+    Sequences, Storage, Stored,
+};
 
 /// Logits held at a time by the chunked cross-entropy, in values (64 MiB). The head is read once per chunk, so a
 /// chunk has to have some hundred rows to be worth it.
 const LOGITS_CHUNK: usize = 16 << 20;
+
+/// Rows of logits held at a time for a call of `rows` rows.
+pub(crate) fn logits_rows(vocab: usize, rows: usize) -> usize {
+    (LOGITS_CHUNK / vocab.max(1)).clamp(64, 1024).min(rows.max(1))
+}
+
 /// Values per task of the flat-buffer kernels.
 const FLAT_CHUNK: usize = 1 << 15;
+/// Values that are loaded between two words about it.
+const LOADED: usize = 8 << 20;
 /// Rows per task of the row kernels, at least.
 const MIN_ROWS: usize = 8;
 
@@ -141,7 +155,7 @@ impl Kernels for RefKernels {
     }
 
     fn rank_padding(&self) -> usize {
-        16
+        Storage::CPU.rank_padding
     }
 
     fn gemm(
@@ -444,7 +458,7 @@ impl Kernels for RefKernels {
         in_vocabulary(targets, vocab)?;
         fits(OP, x.buf.len(), x.at, x.rows, x.cols, x.ld)?;
         let head = view(OP, head)?;
-        let chunk = (LOGITS_CHUNK / vocab).clamp(64, 1024).min(n.max(1));
+        let chunk = logits_rows(vocab, n);
         // Kept from call to call: making its pages anew each step would cost more than the softmax.
         let mut logits = LOGITS.with(Cell::take);
         if logits.len() < chunk * vocab {
@@ -483,5 +497,132 @@ impl Kernels for RefKernels {
             .zip(m.par_chunks_mut(FLAT_CHUNK).zip(v.par_chunks_mut(FLAT_CHUNK)))
             .for_each(|((p, g), (m, v))| cpu::adamw(step, p, g, m, v));
         Ok(())
+    }
+
+    // --- loading, random weights, timing ---
+
+    fn load(&self, from: Stored<'_>, out: MatMut<'_, Buf>, told: &mut dyn FnMut(usize)) -> Result<(), Error> {
+        let MatMut { buf, at, rows, cols, ld } = out;
+        fits("load", buf.len(), at, rows, cols, ld)?;
+        if rows == 0 || cols == 0 {
+            return Ok(());
+        }
+        let buf = &mut buf[at..at + (rows - 1) * ld + cols];
+        let (step, task) = ((LOADED / cols).max(1), (TASK / cols).max(1));
+        for (i, piece) in buf.chunks_mut(step * ld).enumerate() {
+            let first = i * step * cols;
+            let tasks = piece.par_chunks_mut(task * ld).enumerate();
+            let failed = tasks.map(|(i, rows)| from.widen(first + i * task * cols, cols, ld, rows));
+            // The first in the order of the values, whichever thread comes first.
+            if let Some(error) = failed.find_map_first(Result::err) {
+                return Err(error);
+            }
+            told(piece.len().div_ceil(ld) * cols * from.of.bytes());
+        }
+        Ok(())
+    }
+
+    fn fill_random(&self, key: FillKey, std: f32, out: MatMut<'_, Buf>) -> Result<(), Error> {
+        let cols = out.cols as u64;
+        rows_mut("fill_random", out)?.enumerate().for_each(|(i, row)| key.values(std, i as u64 * cols, row));
+        Ok(())
+    }
+
+    type Mark = Instant;
+
+    fn mark(&self) -> Result<Instant, Error> {
+        Ok(Instant::now())
+    }
+
+    fn between(&self, start: &Instant, end: &Instant) -> Result<Duration, Error> {
+        Ok(end.duration_since(*start))
+    }
+
+    // Memory.
+
+    fn storage(&self) -> Storage {
+        Storage::CPU
+    }
+
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        Ok(None)
+    }
+
+    // A training step that never waits for the device: here everything is ready at once.
+
+    type Later = Vec<f64>;
+    /// Whether all was finite.
+    type Guard = bool;
+    type Copies = Vec<Segment>;
+
+    fn row_padding(&self) -> usize {
+        1
+    }
+
+    fn ahead(&self) -> usize {
+        0
+    }
+
+    fn read_later(&self, buf: &Buf, range: Range<usize>) -> Result<Vec<f64>, Error> {
+        let values = buf.get(range.clone());
+        let values =
+            values.ok_or_else(|| Error::shape("read_later", format!("{range:?} of {}", buf.len())))?;
+        Ok(values.iter().copied().map(f64::from).collect())
+    }
+
+    fn wait(&self, later: Vec<f64>) -> Result<Vec<f64>, Error> {
+        Ok(later)
+    }
+
+    fn guard(&self) -> Result<bool, Error> {
+        Ok(true)
+    }
+
+    fn clear_guard(&self, guard: &mut bool) -> Result<(), Error> {
+        *guard = true;
+        Ok(())
+    }
+
+    fn watch(&self, losses: &Buf, n: usize, guard: &mut bool) -> Result<(), Error> {
+        expect("watch", losses.len() >= n, || format!("{n} losses of {}", losses.len()))?;
+        *guard &= losses[..n].iter().all(|loss| loss.is_finite());
+        Ok(())
+    }
+
+    fn copies(&self, n: usize, to: &[&Buf], segments: &[Segment]) -> Result<Vec<Segment>, Error> {
+        for s in segments {
+            expect("copies", s.to < to.len() && s.start + s.rows * s.cols <= n, || {
+                format!("{s:?} of {n} parameters and {} buffers", to.len())
+            })?;
+            fits("copies", to[s.to].len(), s.at, s.rows, s.cols, s.ld)?;
+        }
+        Ok(segments.to_vec())
+    }
+
+    fn clip_and_update(
+        &self,
+        step: AdamW,
+        max_norm: Option<f64>,
+        guard: &mut bool,
+        flat: Flat<'_, Buf>,
+        refresh: Refresh<'_, '_, Self>,
+    ) -> Result<Vec<f64>, Error> {
+        let norm = self.norm(flat.g)?;
+        let factor = max_norm.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0));
+        *guard &= norm.is_finite();
+        if *guard {
+            let step = AdamW { grad_scale: step.grad_scale * factor as f32, ..step };
+            self.adamw(step, flat.p, flat.g, flat.m, flat.v)?;
+            for s in refresh.copies {
+                let m = Mat { at: s.start, ..Mat::new(&*flat.p, s.rows, s.cols, s.cols) };
+                let buffers = refresh.to.len();
+                let Some(buf) = refresh.to.get_mut(s.to) else {
+                    return Err(Error::shape("clip_and_update", format!("{s:?} with {buffers} buffers")));
+                };
+                let out = MatMut { buf: &mut **buf, at: s.at, rows: s.rows, cols: s.cols, ld: s.ld };
+                self.cast(s.factor, m, out)?;
+            }
+        }
+        Ok(vec![norm, factor, f64::from(u8::from(*guard))])
     }
 }

@@ -41,6 +41,7 @@ pub struct Trainer<K: Kernels> {
     gradients: K::Full,
     first_moment: K::Full,
     second_moment: K::Full,
+    guard: K::Guard,
     workspace: Workspace<K>,
     /// Most tokens of a micro-batch.
     capacity: usize,
@@ -112,13 +113,14 @@ impl<K: Kernels> Trainer<K> {
         let workspace = decoder.training_workspace(capacity, &keep, lora_dropout > 0.0)?;
         let (k, n) = (decoder.kernels(), decoder.layout().len());
         let (gradients, first_moment) = (k.zeros_full(n)?, k.zeros_full(n)?);
-        let second_moment = k.zeros_full(n)?;
+        let (second_moment, guard) = (k.zeros_full(n)?, k.guard()?);
         Ok(Self {
             config: config.clone(),
             lora_dropout,
             gradients,
             first_moment,
             second_moment,
+            guard,
             workspace,
             capacity,
             divisor,
@@ -222,9 +224,8 @@ impl<K: Kernels> Trainer<K> {
     ) -> Result<Option<StepOutcome>, Error> {
         let Some(outcome) = self.accumulate_while(examples, go_on)? else { return Ok(None) };
         self.steps += 1;
-        // As torch.nn.utils.clip_grad_norm_.
         let limit = self.config.max_grad_norm;
-        let grad_scale = if limit > 0.0 { (limit / (outcome.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        let max_norm = (limit > 0.0).then_some(limit);
         let step = AdamW {
             lr: learning_rate,
             beta1: self.config.adam_beta1,
@@ -232,9 +233,11 @@ impl<K: Kernels> Trainer<K> {
             eps: self.config.adam_epsilon,
             weight_decay: self.config.weight_decay,
             step: self.steps,
-            grad_scale: grad_scale as f32,
+            grad_scale: 1.0,
         };
-        self.decoder.update(step, &self.gradients, &mut self.first_moment, &mut self.second_moment)?;
+        let (m, v) = (&mut self.first_moment, &mut self.second_moment);
+        let later = self.decoder.update(step, max_norm, &mut self.guard, &self.gradients, m, v)?;
+        self.decoder.kernels().wait(later)?;
         Ok(Some(outcome))
     }
 

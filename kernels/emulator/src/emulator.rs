@@ -3,8 +3,9 @@
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use tunesmith_kernels::gpu::{Driver, Error, Gemm, Launch, Limits, Result};
+use tunesmith_kernels::gpu::{DeviceMemory, Driver, Error, Gemm, Launch, Limits, Result};
 
 use crate::gemm::gemm;
 use crate::memory::{Heap, Memory};
@@ -23,6 +24,11 @@ impl Emulator {
     /// An emulator whose threads and blocks run in the order of `seed`.
     pub fn new(seed: u64) -> Self {
         Self { heap: Arc::default(), seed, watch: true, launches: AtomicU64::new(0) }
+    }
+
+    /// An emulator with room for so many bytes, which it counts: see [`Driver::device_memory`].
+    pub fn with_memory(seed: u64, bytes: u64) -> Self {
+        Self { heap: Arc::new(Heap::limited(bytes)), ..Self::new(seed) }
     }
 
     /// An emulator that does not watch single accesses: what a kernel does wrong shows by its numbers, if at all, or by
@@ -68,7 +74,10 @@ impl Driver for Emulator {
     type Memory = Memory;
 
     fn alloc(&self, bytes: usize) -> Result<Memory> {
-        self.heap.alloc(bytes).ok_or(Error::OutOfMemory { bytes, free: 0, total: 0 })
+        self.heap.alloc(bytes).ok_or_else(|| {
+            let (free, total) = self.heap.memory().map_or((0, 0), |m| (m.free as usize, m.total as usize));
+            Error::OutOfMemory { bytes, free, total }
+        })
     }
 
     fn address(&self, memory: &Memory) -> u64 {
@@ -122,5 +131,40 @@ impl Driver for Emulator {
 
     fn limits(&self) -> Limits {
         Limits { multiprocessors: 132, shared_per_block: 227 * 1024 }
+    }
+
+    // --- loading and timing ---
+
+    type Mark = Instant;
+
+    fn mark(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn between(&self, start: &Instant, end: &Instant) -> Result<Duration> {
+        Ok(end.duration_since(*start))
+    }
+
+    // Memory.
+
+    fn device_memory(&self) -> Result<Option<DeviceMemory>> {
+        Ok(self.heap.memory())
+    }
+
+    /// Work is done when a call returns, so the bytes are there at once.
+    type Download = Vec<u8>;
+
+    fn download_later(&self, from: &Memory, at: usize, bytes: usize) -> Result<Vec<u8>> {
+        let mut out = vec![0; bytes];
+        self.download(from, at, &mut out)?;
+        Ok(out)
+    }
+
+    fn wait(&self, download: Vec<u8>, to: &mut [u8]) -> Result<()> {
+        if download.len() != to.len() {
+            return Err(outside("wait", 0, to.len()));
+        }
+        to.copy_from_slice(&download);
+        Ok(())
     }
 }

@@ -13,10 +13,12 @@ use cudarc::driver::sys::{
 };
 
 use super::gemm::Products;
+use super::late::Buffers;
 use super::library;
 use super::modules::Modules;
 use super::staging::Staging;
 use super::status::{Named, unavailable};
+use crate::gpu::driver::DeviceMemory;
 use crate::gpu::error::{Error, Result};
 
 /// What a device is.
@@ -42,6 +44,7 @@ pub(super) struct Device {
     pub(super) products: Products,
     pub(super) modules: Modules,
     pub(super) staging: Mutex<Staging>,
+    pub(super) late: Mutex<Buffers>,
     pub(super) context: Context,
     pub(super) facts: Facts,
 }
@@ -72,7 +75,8 @@ impl Device {
         let (handle, facts) = Self::find(ordinal)?;
         let context = Context::new(handle)?;
         let products = Products::new(&context, facts.capability.0 >= 9)?;
-        Ok(Self { products, modules: Modules::default(), staging: Mutex::default(), context, facts })
+        let (staging, late) = (Mutex::default(), Mutex::default());
+        Ok(Self { products, modules: Modules::default(), staging, late, context, facts })
     }
 }
 
@@ -197,6 +201,16 @@ impl Context {
         let peak = self.get_pool(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
         let held = self.get_pool(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
         Ok((used, peak.max(self.earlier_peak.load(Ordering::Relaxed)), held))
+    }
+
+    /// As [`Context::memory`], beside what the device has; what the pool holds for reuse can be taken again.
+    pub(super) fn device_memory(&self) -> Result<DeviceMemory> {
+        // What was given back is the pool's once the work before it is done.
+        self.synchronize()?;
+        let (used, peak, held) = self.memory()?;
+        let (free, total) = mem_get_info().named("cuMemGetInfo")?;
+        let free = (free as u64).saturating_add(held.saturating_sub(used));
+        Ok(DeviceMemory { total: total as u64, free, used, peak })
     }
 
     pub(super) fn forget_peak(&self) -> Result<()> {

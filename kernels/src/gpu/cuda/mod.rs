@@ -6,7 +6,9 @@
 mod device;
 mod event;
 mod gemm;
+mod late;
 mod library;
+mod mark;
 mod modules;
 mod nvml;
 mod staging;
@@ -23,11 +25,14 @@ use cudarc::driver::sys::{cuMemcpyDtoHAsync_v2, cuMemsetD8Async};
 use self::device::Device;
 pub use self::device::{Facts, Memory};
 use self::event::Event;
+pub use self::late::Download;
+pub use self::mark::Mark;
 pub use self::modules::RESOURCES;
 pub use self::nvml::{Clocks, Known, Monitor};
 use self::status::Named;
-use super::driver::{Arg, Driver, Gemm, Launch, Limits};
+use super::driver::{Arg, DeviceMemory, Driver, Gemm, Launch, Limits};
 use super::error::{Error, Result, expect};
+use super::pieces::{Fill, Rows};
 
 /// The most arguments that a kernel may have.
 const MAX_ARGS: usize = 48;
@@ -102,14 +107,9 @@ impl Cuda {
 
     /// The time that the device takes for the work that `work` queues.
     pub fn time<R>(&self, work: impl FnOnce(&Self) -> Result<R>) -> Result<(R, Duration)> {
-        self.enter()?;
-        let (start, end) = (Event::timed()?, Event::timed()?);
-        start.record(self.0.context.stream)?;
+        let start = self.mark()?;
         let out = work(self)?;
-        self.enter()?;
-        end.record(self.0.context.stream)?;
-        end.wait()?;
-        Ok((out, end.since(&start)?))
+        Ok((out, self.between(&start, &self.mark()?)?))
     }
 
     /// Queues the driver's own copy of a whole block to another of the same size: what memory-bound kernels are held
@@ -215,5 +215,52 @@ impl Driver for Cuda {
     fn limits(&self) -> Limits {
         let Facts { multiprocessors, shared_per_block, .. } = self.0.facts;
         Limits { multiprocessors, shared_per_block }
+    }
+
+    // --- loading and timing ---
+
+    type Mark = Mark;
+
+    fn upload_rows(&self, to: &mut Memory, rows: Rows, fill: &mut Fill<'_>) -> Result<()> {
+        self.enter()?;
+        let mut staging = self.0.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: views stay inside their memory, which `to` keeps alive.
+        unsafe { staging.copy_rows(self.0.context.stream, rows, fill, to.address) }
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        Mark::new(&self.0)
+    }
+
+    fn between(&self, start: &Mark, end: &Mark) -> Result<Duration> {
+        end.since(start)
+    }
+
+    fn set_trials(&self, on: bool) {
+        self.set_gemm_trials(on);
+    }
+
+    // Memory.
+
+    fn device_memory(&self) -> Result<Option<DeviceMemory>> {
+        self.enter()?;
+        self.0.context.device_memory().map(Some)
+    }
+
+    type Download = Download;
+
+    fn download_later(&self, from: &Memory, at: usize, bytes: usize) -> Result<Download> {
+        self.enter()?;
+        // SAFETY: slices stay inside their memory, which is freed behind whatever is queued.
+        unsafe { Download::queue(&self.0, from.address + at as u64, bytes) }
+    }
+
+    fn wait(&self, download: Download, to: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        download.wait(to)
+    }
+
+    fn tune(&self, on: bool) {
+        self.set_gemm_trials(on);
     }
 }
