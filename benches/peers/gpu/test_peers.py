@@ -91,7 +91,10 @@ class Plan(unittest.TestCase):
             fits = rate(micro)
             return dict(length=length, phase=phase, rows=rows, micro=micro, ok=fits is not None, memory=fits is None, rate=fits)
 
-        best = plan.explore(length, list(equal), most, run_one, list(known), start)
+        def copy(record, phase):
+            asked.append((phase, "as", record["phase"]))
+
+        best = plan.explore(length, list(equal), most, run_one, copy, list(known), start)
         return best, asked
 
     def test_the_best_batch_is_found_and_all_meet_at_the_same_ones(self):
@@ -103,6 +106,10 @@ class Plan(unittest.TestCase):
         self.assertEqual(best["micro"], 2)
         self.assertEqual(asked[-2:], [("best", 2, 2), ("equal", 6, 2)])
         self.assertLess(max(micro for _, _, micro in asked), 64)
+
+    def test_a_best_batch_that_all_share_is_measured_once(self):
+        _, asked = self.explore(lambda micro: 1000.0 + micro if micro <= 8 else None)
+        self.assertEqual(asked[-3:], [("best", 8, 8), ("equal", 16, 8), ("equal", "as", "best")])
 
     def test_nothing_fits(self):
         best, asked = self.explore(lambda micro: None)
