@@ -36,6 +36,7 @@ programs() {
 
 programs test "$root/tests" test --package tunesmith-emulator --no-run
 programs test "$root/tests" test --package tunesmith-ops --no-run
+programs test "$root/tests" test --package tunesmith-selftest --test kernels --test finetune --no-run
 programs test "$root/tests" test --package tunesmith --test device_step --no-run
 programs bench "$root/bench" build --package tunesmith-emulator --bench kernels
 programs bin "$root" build --package tunesmith --bin tunesmith
