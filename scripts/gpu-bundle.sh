@@ -42,6 +42,7 @@ programs bin "$root" build --package tunesmith --bin tunesmith
 if [[ ${TESTS:-1} != 0 ]]; then
     programs test "$root/tests" test --package tunesmith-emulator --no-run
     programs test "$root/tests" test --package tunesmith-ops --no-run
+    programs test "$root/tests" test --package tunesmith-selftest --test kernels --test finetune --no-run
     programs test "$root/tests" test --package tunesmith --test device_step --test device_golden --no-run
     programs bench "$root/bench" build --package tunesmith-emulator --bench kernels
     # Broken kernels on purpose, for the emulator's eyes only.

@@ -10,6 +10,7 @@ pub(crate) mod inspect;
 pub(crate) mod jobs;
 mod mask;
 pub(crate) mod quote;
+pub(crate) mod selftest;
 pub(crate) mod serve;
 pub(crate) mod train;
 mod watch;

@@ -11,6 +11,7 @@ mod library;
 mod mark;
 mod modules;
 mod nvml;
+mod seen;
 mod staging;
 mod status;
 
