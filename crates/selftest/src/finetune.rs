@@ -76,10 +76,10 @@ pub fn fine_tune<K: Kernels>(
         checks.push(check);
     };
     let tolerance = Tolerance::of(storage);
-    let dir = tempfile::Builder::new().prefix("tunesmith-selftest").tempdir().map_err(|e| Error::File {
-        path: std::env::temp_dir().display().to_string(),
-        text: e.to_string(),
-    })?;
+    let dir = tempfile::Builder::new()
+        .prefix("tunesmith-selftest")
+        .tempdir()
+        .map_err(|e| Error::File { path: std::env::temp_dir().display().to_string(), text: e.to_string() })?;
     let examples = examples();
     let (mut decoder, taken) = train(kernels, dir.path(), &examples, steps)?;
 
@@ -87,9 +87,11 @@ pub fn fine_tune<K: Kernels>(
     let words = format!("{steps} steps");
     let worst = |off: &dyn Fn((f64, f64), (f64, f64)) -> f64| {
         // A NaN is the worst of all, and `max` would hide it.
-        taken.iter().zip(&RECORDED).map(|(a, b)| off(*a, *b)).fold(0.0, |m: f64, d| {
-            if d > m || d.is_nan() { d } else { m }
-        })
+        taken
+            .iter()
+            .zip(&RECORDED)
+            .map(|(a, b)| off(*a, *b))
+            .fold(0.0, |m: f64, d| if d > m || d.is_nan() { d } else { m })
     };
     let off = worst(&|a, b| (a.0 - b.0).abs());
     note(Check::distance("losses", words.clone(), off, tolerance.loss));
@@ -110,10 +112,8 @@ pub fn fine_tune<K: Kernels>(
 /// # Errors
 /// As [`fine_tune`].
 pub fn record<K: Kernels>(kernels: K, steps: usize) -> Result<Vec<(f64, f64)>, Error> {
-    let dir = tempfile::tempdir().map_err(|e| Error::File {
-        path: std::env::temp_dir().display().to_string(),
-        text: e.to_string(),
-    })?;
+    let dir = tempfile::tempdir()
+        .map_err(|e| Error::File { path: std::env::temp_dir().display().to_string(), text: e.to_string() })?;
     Ok(train(kernels, dir.path(), &examples(), steps)?.1)
 }
 

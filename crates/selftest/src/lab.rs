@@ -193,8 +193,7 @@ impl<'a, K: Kernels> Lab<'a, K> {
             if got.iter().zip(again).any(|(a, b)| a.to_bits() != b.to_bits()) {
                 return failed(format!("two runs give different bits of {name}"));
             }
-            let mut check =
-                Check::distance(case.op, case.shape.clone(), relative_l2(got, want), allowed);
+            let mut check = Check::distance(case.op, case.shape.clone(), relative_l2(got, want), allowed);
             if !check.passed {
                 check.detail = Some(farthest(name, got, want));
             }
@@ -243,5 +242,6 @@ fn farthest(name: &str, got: &[f32], want: &[f64]) -> String {
         if d.is_nan() { f64::INFINITY } else { d }
     };
     let worst = (0..got.len()).max_by(|&a, &b| off(a).total_cmp(&off(b)).then(b.cmp(&a)));
-    worst.map_or_else(String::new, |i| format!("value {i} of {name} is {} where {} is right", got[i], want[i]))
+    worst
+        .map_or_else(String::new, |i| format!("value {i} of {name} is {} where {} is right", got[i], want[i]))
 }

@@ -13,7 +13,14 @@ use tunesmith_selftest::{Check, Size, Storage, kernels};
 fn table(checks: &[Check]) -> String {
     let line = |c: &Check| {
         let mark = if c.passed { "  " } else { "**" };
-        format!("{mark} {:22} {:50} {:9.1e} {:9.1e} {}\n", c.name, c.shape, c.error, c.allowed, c.detail.as_deref().unwrap_or_default())
+        format!(
+            "{mark} {:22} {:50} {:9.1e} {:9.1e} {}\n",
+            c.name,
+            c.shape,
+            c.error,
+            c.allowed,
+            c.detail.as_deref().unwrap_or_default()
+        )
     };
     checks.iter().map(line).collect()
 }

@@ -1,8 +1,8 @@
 //! A backend with one operation that is wrong.
 
 use tunesmith_ops::{
-    AdamW, Attention, AttentionGradients, DeviceError, DropoutKey, Error, Index, Kernels, Mat, MatMut, RopeTable,
-    RowNames, Sequences,
+    AdamW, Attention, AttentionGradients, DeviceError, DropoutKey, Error, Index, Kernels, Mat, MatMut,
+    RopeTable, RowNames, Sequences,
 };
 
 type Buf = Vec<f32>;
@@ -366,7 +366,9 @@ impl<K: Kernels<Buf = Buf, Full = Buf>> Kernels for Broken<'_, K> {
         inverse: bool,
     ) -> Result<(), Error> {
         let moved: Index = match self.wrong("rope") {
-            Some(How::Position) => positions.iter().map(|p| if *p + 1 < table.positions() { p + 1 } else { *p }).collect(),
+            Some(How::Position) => {
+                positions.iter().map(|p| if *p + 1 < table.positions() { p + 1 } else { *p }).collect()
+            }
             Some(How::Takes) => positions.iter().map(|p| p % table.positions()).collect(),
             _ => positions.clone(),
         };
@@ -411,7 +413,8 @@ impl<K: Kernels<Buf = Buf, Full = Buf>> Kernels for Broken<'_, K> {
             Some(How::Window) => Attention { window: how.window.map(|w| w + 1), ..how },
             _ => how,
         };
-        let run = |out: AttentionGradients<'_, Buf>| self.inner.attention_backward(how, q, k, v, o, lse, d_o, out);
+        let run =
+            |out: AttentionGradients<'_, Buf>| self.inner.attention_backward(how, q, k, v, o, lse, d_o, out);
         match out {
             AttentionGradients::Fused(all) if wrong == Some(How::Large) => {
                 self.spoiled(op, all, |all| run(AttentionGradients::Fused(all)))
