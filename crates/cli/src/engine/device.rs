@@ -92,7 +92,7 @@ fn on_cuda<W: Work>(device: &str, ordinal: usize, _: W) -> Result<W::Output, Cli
 #[cfg(not(feature = "cuda"))]
 fn check_cuda<T>(device: &str, _: usize) -> Result<T, CliError> {
     Err(CliError::Device(format!(
-        "device `{device}` was asked for, but this build has no CUDA; it computes on the CPU only"
+        "device `{device}` was asked for, but this build has no CUDA; one made with `--features cuda` has"
     )))
 }
 
