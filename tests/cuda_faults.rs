@@ -265,7 +265,9 @@ fn a_device_that_is_taken_or_full_is_waited_for() {
     let full = [("FAKE_FAIL", "cuDevicePrimaryCtxRetain@1:2")];
     let nearly_full = [("FAKE_MEMORY", "40000000"), ("FAKE_OTHERS", "20000000")];
     let foreign = [("FAKE_FAIL", "cuModuleLoadData@1:209")];
-    let cases: [(&[(&str, &str)], &str); 4] = [
+    let no_host_memory = [("FAKE_FAIL", "cuMemHostAlloc@1:2")];
+    let cases: [(&[(&str, &str)], &str); 5] = [
+        (&no_host_memory, " of page-locked host memory could not be had: \"out of memory\""),
         (&exclusive, "`Fake GPU` is taken by another program, and its compute mode allows one at a time"),
         (&full, "are in use by other programs, and not even a context fits: \"out of memory\""),
         (

@@ -113,7 +113,8 @@ pub const EXIT_CODES: [(u8, &str); 9] = [
     ),
     (
         69,
-        "the device asked for is not there, does not compute what it should, or its memory is too small; or the workspace has a `serve` already",
+        "the device asked for is not there, is taken or failed, does not compute what it should, or its memory is too small; or \
+         the workspace has a `serve` already",
     ),
     (70, "internal error: a bug"),
     (74, "a file could not be read or written: disk full, no permission"),

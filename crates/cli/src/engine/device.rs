@@ -153,7 +153,7 @@ fn count_cuda() -> usize {
 #[cfg(not(feature = "cuda"))]
 fn look_cuda(device: &str, _: usize) -> Result<Gpu, CliError> {
     Err(CliError::Device(format!(
-        "device `{device}` was asked for, but this build has no CUDA; it computes on the CPU only"
+        "device `{device}` was asked for, but this build has no CUDA; one made with `--features cuda` has"
     )))
 }
 

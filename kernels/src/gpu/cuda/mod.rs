@@ -261,7 +261,7 @@ impl Driver for Cuda {
 
     fn wait(&self, download: Download, to: &mut [u8]) -> Result<()> {
         self.enter()?;
-        download.wait(to)
+        self.0.context.blamed(download.wait(to))
     }
 
     fn tune(&self, on: bool) {
