@@ -10,9 +10,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tunesmith_train::Epochs;
+use tunesmith_train::plan::Bytes;
 
 pub(crate) use bench::BenchArgs;
-pub(crate) use check::{CheckArgs, QuoteArgs};
+pub(crate) use check::{CheckArgs, PlanArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
 pub(crate) use jobs::{
     CreateArgs, DescribeArgs, DoctorArgs, ListArgs, LogsArgs, RemoveJobArgs, RetryArgs, WishArgs,
@@ -84,6 +85,8 @@ pub(crate) enum Command {
     Data(DataCommand),
     /// Say what a job will take: tokens, steps, time, memory, disk, and its price if asked
     Quote(QuoteArgs),
+    /// Say how a job would use the memory of its device, or of a card that is not here
+    Plan(PlanArgs),
     /// Make a job, which goes on when this terminal is closed
     Create(Box<CreateArgs>),
     /// List the jobs, the newest first
@@ -161,6 +164,9 @@ pub(crate) struct Overrides {
     /// Where to compute: cpu, cuda:N, or auto: the first GPU once `selftest` passed on it, the CPU without one (device)
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
+    /// Most memory to take on the device, as 24GiB or a number of bytes (train.memory_limit)
+    #[arg(long, value_name = "BYTES", value_parser = memory)]
+    pub(crate) memory_limit: Option<Bytes>,
 }
 
 /// `tunesmith train`.
@@ -357,6 +363,7 @@ impl Command {
             Self::Train(args) => args.json,
             Self::Generate(args) => args.json,
             Self::Quote(args) => args.json,
+            Self::Plan(args) => args.json,
             Self::Bench(args) => args.json,
             Self::Data(command) => command.json(),
             Self::Create(args) => args.json,
@@ -388,6 +395,10 @@ fn one_device(text: &str) -> Result<String, String> {
         Ok(device) if device != "auto" => Ok(device),
         _ => Err("expected cpu or cuda:N".to_owned()),
     }
+}
+
+fn memory(text: &str) -> Result<Bytes, String> {
+    text.parse()
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

@@ -257,8 +257,10 @@ impl CliError {
             Self::Train(tunesmith_train::Error::LossNotFinite { .. }) => {
                 Some("look at the rows, or lower `train.learning_rate` or `train.max_grad_norm`".to_owned())
             }
+            Self::Train(tunesmith_train::Error::NoRoom(shortage)) => Some(shortage.advice()),
             _ if self.class() == "memory" => Some(
-                "a smaller `train.micro_batch_size`, or `train.recompute = \"min\"`, needs less memory"
+                "a smaller `train.micro_batch_size`, or `train.recompute = \"min\"`, needs less memory; `tunesmith plan` says \
+                 what fits"
                     .to_owned(),
             ),
             _ if self.code() == "disk_full" => Some(full.to_owned()),
@@ -378,6 +380,7 @@ fn train_kind(error: &tunesmith_train::Error) -> (&'static str, &'static str) {
         Error::Checkpoint { .. } | Error::Resume { .. } => ("data", "invalid_checkpoint"),
         Error::File { .. } => ("io", "io_error"),
         Error::NoTrainedTokens { .. } => ("data", "zero_trainable_tokens"),
+        Error::NoRoom(_) => ("memory", "insufficient_memory"),
         Error::Observer(_) => INTERNAL,
         _ => ("data", "invalid_config"),
     }

@@ -3,6 +3,8 @@ use std::path::{Path, PathBuf};
 
 use tunesmith_data::Place;
 
+use crate::plan::Shortage;
+
 /// What can stop a run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -91,6 +93,9 @@ pub enum Error {
         /// What does not fit, and what to do.
         why: String,
     },
+    /// No way to run fits the memory.
+    #[error(transparent)]
+    NoRoom(#[from] Box<Shortage>),
     /// Memory ran out for or in micro-batches of this size.
     #[error("{source}, with micro-batches of up to {tokens} tokens")]
     Memory {

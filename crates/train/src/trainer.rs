@@ -1,22 +1,23 @@
 //! One optimizer step, and one evaluation.
 
 mod batches;
+mod cut;
 mod pending;
 mod warm_up;
 
 use std::collections::VecDeque;
 
 use tunesmith_data::Example;
-use tunesmith_model::{Decoder, Keep, Workspace};
+use tunesmith_model::{Decoder, Workspace};
 use tunesmith_ops::{AdamW, Kernels};
 
 pub(crate) use batches::Collator;
 pub use batches::PreparedStep;
-use batches::{MicroBatch, Origin, micro_batch_rows, micro_batch_tokens};
+use batches::{MicroBatch, Origin};
 use pending::{Pending, Update};
-use warm_up::fullest;
 
-use crate::{Error, Recompute, RunState, Snapshot, TrainConfig};
+use crate::plan::{Lengths, MicroBatches};
+use crate::{Error, RunState, Snapshot, TrainConfig};
 
 /// What one optimizer step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,8 +56,6 @@ pub struct Trainer<K: Kernels> {
     second_moment: K::Full,
     guard: K::Guard,
     workspace: Workspace<K>,
-    /// Most tokens of a micro-batch.
-    capacity: usize,
     /// Rows of the documents that fill one.
     fullest: Vec<usize>,
     is_warm: bool,
@@ -99,56 +98,17 @@ impl<K: Kernels> Trainer<K> {
     /// # Errors
     /// As [`Trainer::for_lengths`].
     pub fn with_divisor(
-        mut decoder: Decoder<K>,
+        decoder: Decoder<K>,
         config: &TrainConfig,
         lora_dropout: f32,
         lengths: impl IntoIterator<Item = usize>,
         divisor: usize,
     ) -> Result<Self, Error> {
-        if decoder.layout().is_empty() {
-            return Err(Error::NoAdapter);
-        }
-        let mut lengths: Vec<usize> = lengths.into_iter().collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        let longest = lengths.first().copied().unwrap_or(0);
-        let multiple = decoder.kernels().row_padding();
-        // What fills a batch up has positions too.
-        decoder.prepare_positions(longest.max(multiple));
-        let capacity = match micro_batch_rows(config, divisor) {
-            Some(rows) => lengths.iter().take(rows).sum(),
-            None => {
-                longest.max(micro_batch_tokens(divisor).min(lengths.iter().take(config.batch_size).sum()))
-            }
-        };
-        let keep = match config.recompute {
-            Recompute::None => Keep::All,
-            Recompute::Mlp => Keep::NoMlp,
-            Recompute::Min2 => Keep::Residuals,
-            Recompute::Min => Keep::Input,
-        };
-        let keep = vec![keep; decoder.config().num_hidden_layers];
-        let dropout = lora_dropout > 0.0;
-        let workspace = decoder
-            .training_workspace(capacity.next_multiple_of(multiple), &keep, dropout)
-            .map_err(|error| Error::from(error).with_micro_batch(capacity))?;
-        let (k, n) = (decoder.kernels(), decoder.layout().len());
-        let (gradients, first_moment) = (k.zeros_full(n)?, k.zeros_full(n)?);
-        let (second_moment, guard) = (k.zeros_full(n)?, k.guard()?);
-        Ok(Self {
-            collator: Collator { config: config.clone(), divisor, multiple, dropout },
-            lora_dropout,
-            gradients,
-            first_moment,
-            second_moment,
-            guard,
-            workspace,
-            capacity,
-            fullest: fullest(&lengths, capacity),
-            is_warm: false,
-            steps: 0,
-            pending: Pending::default(),
-            decoder,
-        })
+        let lengths: Lengths = lengths.into_iter().collect();
+        let cut = MicroBatches::usual(config, &lengths, decoder.config().num_hidden_layers, divisor);
+        let mut trainer = Self::bare(decoder, config, lora_dropout, &lengths)?;
+        trainer.recut(cut, &lengths)?;
+        Ok(trainer)
     }
 
     /// The model as it is now.
@@ -158,7 +118,7 @@ impl<K: Kernels> Trainer<K> {
 
     /// Most tokens that a micro-batch can have.
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.collator.cut.capacity
     }
 
     /// Gives the model back.

@@ -43,8 +43,6 @@ fn logits_rows(vocab: usize, rows: usize) -> usize {
 
 /// New tokens of a document up to which the kernel for a cache is used: the other one computes tiles of 128 of them.
 const FEW_QUERIES: usize = 8;
-/// What rows of a batch are padded to: the rows of a tile in the fastest matrix products.
-const ROW_PADDING: usize = 128;
 
 /// The kernels of `kernels/cuda` on a device: bf16 storage of activations and frozen weights, f32 sums, f32 LoRA
 /// parameters, gradients and moments. The device is a GPU (`CudaKernels`, with feature `cuda`) or the emulator of
@@ -528,7 +526,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
     type Copies = adamw::Copies<D>;
 
     fn row_padding(&self) -> usize {
-        ROW_PADDING
+        Storage::DEVICE.row_padding
     }
 
     fn ahead(&self) -> usize {

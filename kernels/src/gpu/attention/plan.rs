@@ -6,7 +6,7 @@ use crate::gpu::error::{Error, Result, expect};
 use crate::gpu::slice::Slice;
 
 /// Rows of a tile of queries or keys.
-pub const TILE: usize = 128;
+const TILE: usize = 128;
 /// Numbers of a query tile: its rows, and its document's first key row.
 const QUERY_TILE: usize = 3;
 /// Numbers of a key tile: its rows, its document's first key row, and the query rows that can see any of it.

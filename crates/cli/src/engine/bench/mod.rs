@@ -195,7 +195,7 @@ impl<'a> Plan<'a> {
         let storage = device::storage(&request.device);
         let footprint = Footprint::new(c, &layout, storage);
         let keep = match request.recompute {
-            Recompute::None => Keep::All,
+            Recompute::Auto | Recompute::None => Keep::All,
             Recompute::Mlp => Keep::NoMlp,
             Recompute::Min2 => Keep::Residuals,
             Recompute::Min => Keep::Input,
@@ -229,7 +229,7 @@ impl<'a> Plan<'a> {
         // A document has a token that is only predicted, for which there is room too.
         let tokens: usize = self.examples.iter().map(|e| e.ids.len()).sum();
         let longest = self.lengths.iter().copied().max().unwrap_or(0);
-        let calls = f.calls(tokens, self.lengths.len(), longest);
+        let calls = f.calls(tokens, longest, false);
         let needed = f.weights().total()
             + f.parameters()
             + f.states()
