@@ -24,7 +24,6 @@ use cudarc::driver::sys::{cuMemcpyDtoHAsync_v2, cuMemsetD8Async};
 
 use self::device::Device;
 pub use self::device::{Facts, Memory};
-use self::event::Event;
 pub use self::late::Download;
 pub use self::mark::Mark;
 pub use self::modules::RESOURCES;
