@@ -42,7 +42,8 @@ programs bin "$root" build --package tunesmith --bin tunesmith
 if [[ ${TESTS:-1} != 0 ]]; then
     programs test "$root/tests" test --package tunesmith-emulator --no-run
     programs test "$root/tests" test --package tunesmith-ops --no-run
-    programs test "$root/tests" test --package tunesmith --test device_step --no-run
+    programs test "$root/tests" test --package tunesmith-selftest --test kernels --test finetune --no-run
+    programs test "$root/tests" test --package tunesmith --test device_step --test device_golden --no-run
     programs bench "$root/bench" build --package tunesmith-emulator --bench kernels
     # Broken kernels on purpose, for the emulator's eyes only.
     rm -f "$root/tests/self_test"
@@ -50,6 +51,18 @@ if [[ ${TESTS:-1} != 0 ]]; then
     mkdir -p "$root/quickstart/tests/fixtures"
     cp -r configs "$root/quickstart/"
     cp -r tests/fixtures/support-base-4m tests/fixtures/tickets.jsonl "$root/quickstart/tests/fixtures/"
+    # The golden cases, at the paths they name each other by: the reference's where it is, else the committed ones. What
+    # device_golden does not read stays behind.
+    reference=${TUNESMITH_REFERENCE:-../shared/reference}
+    mkdir -p "$root/golden/reference" "$root/golden/models"
+    if [[ -d $reference/cases ]]; then
+        cp -r "$reference/cases" "$reference/spec.json" "$root/golden/reference/"
+        cp -rL "$reference/../models/stories260k" tests/fixtures/support-base-4m "$root/golden/models/"
+    else
+        cp -r tests/fixtures/golden "$root/golden/reference/cases"
+    fi
+    chmod -R u+w "$root/golden"
+    rm -rf "$root"/golden/reference/cases/*/{dora,rslora,qlora_*,merged_model.safetensors,train_micro_mean.json,adapter_final_micro_mean}
 fi
 if [[ ${PEERS:-1} != 0 ]]; then
     programs bin "$root" build --package tunesmith-testbins --bin replay

@@ -279,9 +279,8 @@ pub trait Kernels: Send + Sync {
     fn mark(&self) -> Result<Self::Mark, Error>;
     /// The time that the device took from one mark to a later one; waits for that.
     fn between(&self, start: &Self::Mark, end: &Self::Mark) -> Result<Duration, Error>;
-    /// Whether the first product of each shape may try ways of computing it and keep the fastest: for a warm-up at the
-    /// shapes that come back. A device without a choice has nothing to do.
-    fn set_trials(&self, _on: bool) {}
+    /// What the device calls itself.
+    fn name(&self) -> String;
 
     // Memory.
 

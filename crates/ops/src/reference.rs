@@ -538,6 +538,10 @@ impl Kernels for RefKernels {
         Ok(end.duration_since(*start))
     }
 
+    fn name(&self) -> String {
+        "CPU".to_owned()
+    }
+
     // Memory.
 
     fn storage(&self) -> Storage {

@@ -13,7 +13,7 @@ use tunesmith_model::{Architecture, Batch, Checkpoint, Decoder, ModelConfig, Rop
 use tunesmith_ops::Kernels;
 use tunesmith_train::{TrainConfig, Trainer};
 
-use crate::check::{Check, Error, Storage};
+use crate::check::{Check, Error, Precision};
 use crate::draw::{round, values};
 use crate::lab::relative_l2;
 use crate::recorded::RECORDED;
@@ -51,10 +51,10 @@ pub struct Tolerance {
 
 impl Tolerance {
     /// What this kind of device may differ by.
-    pub const fn of(storage: Storage) -> Self {
-        match storage {
-            Storage::F32 => Self { loss: 1e-4, norm: 1e-3, logits: 1e-5 },
-            Storage::Bf16 => Self { loss: 2e-2, norm: 3e-2, logits: 2e-2 },
+    pub const fn of(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self { loss: 1e-4, norm: 1e-3, logits: 1e-5 },
+            Precision::Bf16 => Self { loss: 2e-2, norm: 3e-2, logits: 2e-2 },
         }
     }
 }
@@ -66,7 +66,7 @@ impl Tolerance {
 /// What keeps it from being run at all: a device that fails, a temporary folder that cannot be written.
 pub fn fine_tune<K: Kernels>(
     kernels: K,
-    storage: Storage,
+    precision: Precision,
     steps: usize,
     tell: &mut dyn FnMut(&Check),
 ) -> Result<Vec<Check>, Error> {
@@ -75,7 +75,7 @@ pub fn fine_tune<K: Kernels>(
         tell(&check);
         checks.push(check);
     };
-    let tolerance = Tolerance::of(storage);
+    let tolerance = Tolerance::of(precision);
     let dir = tempfile::Builder::new()
         .prefix("tunesmith-selftest")
         .tempdir()
@@ -290,3 +290,6 @@ fn likeliest(logits: &[f32]) -> u32 {
     let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
     best.map_or(0, |(id, _)| id as u32)
 }
+
+#[cfg(test)]
+mod tests;

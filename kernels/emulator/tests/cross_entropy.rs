@@ -74,6 +74,10 @@ impl<D: Driver> Driver for Small<D> {
     fn wait(&self, download: D::Download, to: &mut [u8]) -> Result<()> {
         self.0.wait(download, to)
     }
+
+    fn name(&self) -> String {
+        self.0.name()
+    }
 }
 
 struct Case {

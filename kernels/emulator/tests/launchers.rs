@@ -73,6 +73,10 @@ impl Driver for Paper {
     fn wait(&self, (): (), _to: &mut [u8]) -> Result<()> {
         Ok(())
     }
+
+    fn name(&self) -> String {
+        "paper".to_owned()
+    }
 }
 
 /// Where one matrix lies.

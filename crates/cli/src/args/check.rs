@@ -98,7 +98,7 @@ pub(crate) struct QuoteArgs {
 }
 
 /// A value by the word that job files have for it.
-fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(super) fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let error = match serde_json::from_value(serde_json::Value::String(text.to_owned())) {
         Ok(value) => return Ok(value),
         Err(error) => error.to_string(),

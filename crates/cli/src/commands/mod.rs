@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+pub(crate) mod bench;
 pub(crate) mod config;
 pub(crate) mod data;
 pub(crate) mod data_check;
@@ -9,6 +10,7 @@ pub(crate) mod inspect;
 pub(crate) mod jobs;
 mod mask;
 pub(crate) mod quote;
+pub(crate) mod selftest;
 pub(crate) mod serve;
 pub(crate) mod train;
 mod watch;

@@ -143,7 +143,7 @@ fn fake_oom(tokens: usize, bytes_per_token: usize) -> Result<(), CliError> {
     match limit {
         Some(limit) if tokens > limit => {
             let (bytes, free) = (tokens * bytes_per_token, limit * bytes_per_token);
-            let full = tunesmith_ops::DeviceError::OutOfMemory { bytes, free, total: free };
+            let full = tunesmith_ops::DeviceError::OutOfMemory { bytes, free, total: free, held: 0 };
             Err(engine::Error::from(tunesmith_ops::Error::from(full)).into())
         }
         _ => Ok(()),
@@ -218,6 +218,10 @@ impl Observer for Watch<'_, '_> {
 
     fn beat(&mut self) {
         self.run.progress.beat();
+    }
+
+    fn wants_step(&mut self, point: &StepPoint) -> Result<bool, ObserverError> {
+        self.saver.wants_step(self.run, point)
     }
 
     fn at_step(

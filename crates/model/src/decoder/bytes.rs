@@ -100,22 +100,6 @@ impl Footprint {
         3 * self.parameters()
     }
 
-    /// The most that a device's backend holds while matrices are written from the host: one linear that shares an
-    /// augmented matrix with others. It is kept.
-    pub fn staging(&self) -> u64 {
-        if !self.storage.is_device() {
-            return 0;
-        }
-        let mut most = 0;
-        for ranks in &self.ranks {
-            for (group, _) in Group::ALL.into_iter().zip(ranks).filter(|(_, ranks)| **ranks > 0) {
-                let sizes = group.linears().iter().map(|l| l.shape(&self.config));
-                most = sizes.map(|(out, inputs)| out * inputs).fold(most, usize::max);
-            }
-        }
-        (most * self.storage.bytes) as u64
-    }
-
     /// What one block keeps of `tokens` tokens.
     pub fn kept(&self, tokens: usize, keep: Keep) -> u64 {
         self.bytes(tokens, self.tape(keep))

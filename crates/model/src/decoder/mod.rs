@@ -19,6 +19,7 @@ use tunesmith_ops::{AdamW, Flat, Kernels, Refresh, RopeTable, Segment};
 pub use batch::{Batch, Document};
 pub use bytes::{Footprint, WeightBytes};
 pub use cache::KvCache;
+pub use load::WeightSource;
 pub use workspace::{Keep, Workspace};
 
 use crate::ModelConfig;

@@ -507,8 +507,8 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         Ok(self.d.between(start, end)?)
     }
 
-    fn set_trials(&self, on: bool) {
-        self.d.set_trials(on);
+    fn name(&self) -> String {
+        self.d.name()
     }
 
     // Memory.

@@ -6,7 +6,7 @@
 
 use tunesmith_data::{Example, Place};
 
-use super::{batch, micro_batches};
+use super::batches::{batch, micro_batches};
 use crate::config::TrainConfig;
 
 /// The label of what is no target.
@@ -31,7 +31,7 @@ fn table(documents: &[(&[u32], &[u8])], micro_batch_size: usize) -> (Table, Vec<
     let config = TrainConfig { batch_size: examples.len(), micro_batch_size, ..TrainConfig::default() };
     let micro = micro_batches(&config, 1, &examples).unwrap();
     assert_eq!(micro.len(), 1);
-    let batch = batch(&examples, &micro[0]);
+    let batch = batch(&examples, &micro[0], 1);
     let (mut ids, mut positions, mut labels) = (Vec::new(), Vec::new(), Vec::new());
     let (mut ends, mut sequence) = (vec![0], 0);
     for (number, &row) in micro[0].iter().enumerate() {
