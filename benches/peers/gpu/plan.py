@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, field
 # Rows and length of the equal batches; `mix` is rows of real lengths.
 SHAPES = ["16x2048", "8x2048", "2x8192", "32x512", "4x4096", "mix"]
 MIX = dict(rows=64, mean=200, longest=2048)
+# Enough of them for a CPU.
+CPU_MIX_ROWS = 4
 
 # The first of each engine is the one that matters most: time may run out.
 ENGINES = {
@@ -85,6 +87,8 @@ def sessions(models: list, shapes: list, device: str, only: list) -> list:
     lengths = {}
     for text in shapes:
         rows, length = shape(text)
+        if length == 0 and not device.startswith("cuda"):
+            rows = CPU_MIX_ROWS
         lengths.setdefault(length, []).append(rows)
     engines, out = ENGINES if device.startswith("cuda") else CPU_ENGINES, []
     for model in models:

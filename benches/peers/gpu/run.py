@@ -225,12 +225,13 @@ def write(args, facts: dict, file: Path):
     if args.device.startswith("cuda"):
         text += [*lines, "Tokens/s: all tokens of the timed steps, padding not counted, end to end. MFU: FLOPs of the step over the peak; 4N/sheet: 4 x parameters over "
                  "the data sheet's 989 TFLOP/s; HFU: with what is computed twice. Peak: the engine's own allocations; device: everything on the card.", ""]
-    else:
+    elif records:
         text += ["On the CPU, in small: whether the harness works, not who is faster. Peak: resident memory of the process.", ""]
-    text += tables.table(records, args.device, peak) + [""]
+    if records:
+        text += tables.table(records, args.device, peak) + [""]
     text += [*tables.ratios(records), *tables.loading(records), *tables.absent(records)]
     if loss.exists():
-        text += ["", *json.loads(loss.read_text())["lines"]]
+        text += [*([""] if records else []), *json.loads(loss.read_text())["lines"]]
     text = "\n".join(text)
     (args.out / "gpu.md").write_text(f"# tunesmith, PEFT, Liger and Unsloth on one device\n\n{text}\n", encoding="utf-8")
     numbers = dict(facts=facts, versions=versions, records=records)
