@@ -5,6 +5,7 @@ mod pending;
 mod warm_up;
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use tunesmith_data::Example;
 use tunesmith_model::{Decoder, Keep, Workspace};
@@ -133,7 +134,7 @@ impl<K: Kernels> Trainer<K> {
         let (gradients, first_moment) = (k.zeros_full(n)?, k.zeros_full(n)?);
         let (second_moment, guard) = (k.zeros_full(n)?, k.guard()?);
         Ok(Self {
-            collator: Collator { config: config.clone(), divisor, multiple, dropout },
+            collator: Collator::new(config, divisor, multiple, dropout),
             lora_dropout,
             gradients,
             first_moment,
@@ -292,6 +293,11 @@ impl<K: Kernels> Trainer<K> {
 
     /// What came of queued steps, in their order, each once.
     pub fn outcomes(&mut self) -> Vec<StepOutcome> {
+        self.timed_outcomes().into_iter().map(|(outcome, _)| outcome).collect()
+    }
+
+    /// [`Trainer::outcomes`], each with the time at which it was known.
+    pub(crate) fn timed_outcomes(&mut self) -> Vec<(StepOutcome, Instant)> {
         self.pending.take_outcomes()
     }
 

@@ -64,7 +64,20 @@ impl From<MicroBatch> for Origin {
     }
 }
 
+impl PreparedStep {
+    /// Where its rows stand in the data.
+    #[cfg(test)]
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.places
+    }
+}
+
 impl Collator {
+    /// For micro-batches that are `divisor` times smaller than the settings say, of a multiple of `multiple` rows.
+    pub(crate) fn new(config: &TrainConfig, divisor: usize, multiple: usize, dropout: bool) -> Self {
+        Self { config: config.clone(), divisor, multiple, dropout }
+    }
+
     /// The micro-batches of a step.
     ///
     /// # Errors
