@@ -102,7 +102,7 @@ impl Work for Measuring<'_> {
             losses.push(trainer.step(&examples, LEARNING_RATE)?.loss);
             Ok(())
         };
-        progress.note(&format!("{} steps to warm up, {} timed", request.warmup, request.steps));
+        progress.note(&format!("steps: {} to warm up, {} timed", request.warmup, request.steps));
         for _ in 0..request.warmup {
             step(&mut trainer)?;
             progress.beat();
