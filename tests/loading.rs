@@ -174,7 +174,7 @@ fn a_weight_that_cannot_be_stored_is_named() {
 
 #[test]
 fn a_file_that_shrinks_after_it_was_opened_is_named() {
-    fn shrunk<K: Kernels>(k: K, spec: &ModelSpec) {
+    fn shrunk<K: Kernels + std::fmt::Debug>(k: K, spec: &ModelSpec) {
         let dir = folder(spec, &tiny::weights(spec, 5).unwrap(), StoredType::F32);
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         let path = dir.path().join("model.safetensors");

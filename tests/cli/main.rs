@@ -11,6 +11,7 @@ mod generate;
 mod jobs;
 mod keys;
 mod quote;
+mod selftest;
 mod support;
 mod tables;
 mod train;

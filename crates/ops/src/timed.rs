@@ -1,11 +1,13 @@
 //! [`Timed`]: any kernels, with the time that each operation takes.
 
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::kernels::{Attention, AttentionGradients, Kernels};
+use crate::kernels::{Attention, AttentionGradients, Flat, Kernels, Refresh};
 use crate::{
-    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Storage, Stored,
+    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Segment,
+    Storage, Stored,
 };
 
 /// A part of a training step, told by the operation that it begins with.
@@ -133,7 +135,7 @@ impl<K: Kernels> Timed<K> {
                 record.phase = match op {
                     "embed" => Phase::Forward,
                     "linear_cross_entropy" => Phase::Head,
-                    "norm" | "adamw" => Phase::Update,
+                    "norm" | "adamw" | "clip_and_update" => Phase::Update,
                     _ => record.phase,
                 };
                 Some(record.phase)
@@ -165,6 +167,9 @@ impl<K: Kernels> Kernels for Timed<K> {
     type Buf = K::Buf;
     type Full = K::Full;
     type Mark = K::Mark;
+    type Later = K::Later;
+    type Guard = K::Guard;
+    type Copies = K::Copies;
 
     fn zeros(&self, len: usize) -> Result<Self::Buf, Error> {
         self.inner.zeros(len)
@@ -403,15 +408,65 @@ impl<K: Kernels> Kernels for Timed<K> {
         self.inner.name()
     }
 
-    fn set_trials(&self, on: bool) {
-        self.inner.set_trials(on);
-    }
-
     fn storage(&self) -> Storage {
         self.inner.storage()
     }
 
     fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
         self.inner.memory()
+    }
+
+    fn row_padding(&self) -> usize {
+        self.inner.row_padding()
+    }
+
+    fn ahead(&self) -> usize {
+        self.inner.ahead()
+    }
+
+    fn reserve(&self, rows: usize) {
+        self.inner.reserve(rows);
+    }
+
+    fn tune(&self, on: bool) {
+        self.inner.tune(on);
+    }
+
+    fn read_later(&self, buf: &Self::Full, range: Range<usize>) -> Result<Self::Later, Error> {
+        self.inner.read_later(buf, range)
+    }
+
+    fn wait(&self, later: Self::Later) -> Result<Vec<f64>, Error> {
+        self.inner.wait(later)
+    }
+
+    fn guard(&self) -> Result<Self::Guard, Error> {
+        self.inner.guard()
+    }
+
+    fn clear_guard(&self, guard: &mut Self::Guard) -> Result<(), Error> {
+        self.inner.clear_guard(guard)
+    }
+
+    fn watch(&self, losses: &Self::Full, n: usize, guard: &mut Self::Guard) -> Result<(), Error> {
+        self.op("watch", |inner| inner.watch(losses, n, guard))
+    }
+
+    fn copies(&self, n: usize, to: &[&Self::Buf], segments: &[Segment]) -> Result<Self::Copies, Error> {
+        self.inner.copies(n, to, segments)
+    }
+
+    fn clip_and_update(
+        &self,
+        step: AdamW,
+        max_norm: Option<f64>,
+        guard: &mut Self::Guard,
+        flat: Flat<'_, Self::Full>,
+        refresh: Refresh<'_, '_, Self>,
+    ) -> Result<Self::Later, Error> {
+        let Refresh { copies, to } = refresh;
+        self.op("clip_and_update", |inner| {
+            inner.clip_and_update(step, max_norm, guard, flat, Refresh { copies, to })
+        })
     }
 }

@@ -63,6 +63,11 @@ impl Footprint {
         self.storage
     }
 
+    /// Width of the residual stream.
+    pub fn width(&self) -> usize {
+        self.config.hidden_size
+    }
+
     /// Decoder blocks.
     pub fn layers(&self) -> usize {
         self.ranks.len()
@@ -132,17 +137,17 @@ impl Footprint {
         (values * self.storage.bytes) as u64 + self.evaluation(chunk.clamp(1, capacity.max(1)))
     }
 
-    /// The largest calls of a run on batches of `rows` tokens in up to `documents` documents.
-    pub fn calls(&self, rows: usize, documents: usize, positions: usize) -> Calls {
+    /// The largest calls of a training on batches of `rows` tokens, in documents of up to `positions`.
+    pub fn calls(&self, rows: usize, positions: usize, dropout: bool) -> Calls {
         let c = &self.config;
         Calls {
             rows,
-            documents,
             training: true,
-            dropout: false,
+            dropout,
             vocab: c.vocab_size,
             heads: c.num_attention_heads,
             head_dim: c.head_dim,
+            width: c.hidden_size,
             positions,
         }
     }

@@ -140,7 +140,8 @@ impl<K: Kernels> Decoder<K> {
         let head = (!tied).then(|| loader.buffer("lm_head.weight", &table_shape)).transpose()?;
         let table = RopeTable::new(&config.rope.inverse_frequencies(config.head_dim), 0);
         let parameters = kernels.zeros_full(layout.len())?;
-        Ok(Self { kernels, config, embedding, blocks, norm, head, table, layout, parameters })
+        let copies = super::copies(&kernels, &blocks, layout.len())?;
+        Ok(Self { kernels, config, embedding, blocks, norm, head, table, layout, parameters, copies })
     }
 
     /// Fresh LoRA parameters: A random from the seed, B zero.

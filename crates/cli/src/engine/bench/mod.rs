@@ -82,7 +82,7 @@ impl Work for Measuring<'_> {
         let c = &request.config;
         // The widest linear of a block, and a product that any device has room for.
         let shapes = [[request.tokens, 2 * c.intermediate_size, c.hidden_size], [square; 3]];
-        kernels.set_trials(true);
+        kernels.tune(true);
         let peak = peak::measure(&kernels, &shapes, Duration::from_millis(least))?;
         CliError::check(stop)?;
 
@@ -108,7 +108,7 @@ impl Work for Measuring<'_> {
             progress.beat();
         }
         // What the warm-up has not met is not worth a trial.
-        trainer.decoder().kernels().set_trials(false);
+        trainer.decoder().kernels().tune(false);
         let meter = Meter::start(device::energy_counter(&request.device));
         let started = Instant::now();
         let mut times = Vec::new();
@@ -195,7 +195,7 @@ impl<'a> Plan<'a> {
         let storage = device::storage(&request.device);
         let footprint = Footprint::new(c, &layout, storage);
         let keep = match request.recompute {
-            Recompute::None => Keep::All,
+            Recompute::Auto | Recompute::None => Keep::All,
             Recompute::Mlp => Keep::NoMlp,
             Recompute::Min2 => Keep::Residuals,
             Recompute::Min => Keep::Input,
@@ -229,7 +229,7 @@ impl<'a> Plan<'a> {
         // A document has a token that is only predicted, for which there is room too.
         let tokens: usize = self.examples.iter().map(|e| e.ids.len()).sum();
         let longest = self.lengths.iter().copied().max().unwrap_or(0);
-        let calls = f.calls(tokens, self.lengths.len(), longest);
+        let calls = f.calls(tokens, longest, false);
         let needed = f.weights().total()
             + f.parameters()
             + f.states()

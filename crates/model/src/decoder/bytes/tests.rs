@@ -114,7 +114,7 @@ fn the_table_of_peaks_holds_within_four_percent() {
             let tokens = batch * 2048;
             for (keep, want) in [Keep::All, Keep::NoMlp, Keep::Input].into_iter().zip(peaks) {
                 let fixed = footprint.weights().total() + footprint.parameters() + footprint.states();
-                let calls = footprint.calls(tokens, batch, 2048);
+                let calls = footprint.calls(tokens, 2048, false);
                 let logits = footprint.storage().logits_bytes(&calls);
                 let all = fixed + footprint.training(tokens, &vec![keep; footprint.layers()], false) + logits;
                 let got = all as f64 / 1e9 + 0.6;
