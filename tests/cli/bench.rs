@@ -80,7 +80,7 @@ fn a_report_has_every_figure_and_they_fit() {
         ("backward", "attention_backward"),
         ("backward", "gemm_full"),
         ("backward", "rms_norm_backward"),
-        ("update", "adamw"),
+        ("update", "clip_and_update"),
     ] {
         let found = shares.iter().filter(|s| s["phase"] == phase && s["op"] == op).count();
         assert_eq!(found, 1, "{phase} {op} in {shares:?}");
@@ -142,7 +142,9 @@ fn what_cannot_be_measured_is_refused() {
     run(&["--model", "tiny", "--config", "config.json"]).failed(2, "cannot be used with");
     run(&["--seq", "8", "--lengths", "mix"]).failed(2, "cannot be used with");
     run(&["--tokens", "0"]).failed(2, "at least 1");
-    run(&["--recompute", "all"]).failed(2, "`min`");
+    for way in ["all", "auto"] {
+        run(&["--recompute", way]).failed(2, "expected none, mlp, min2 or min");
+    }
     run(&["--device", "tpu"]).failed(2, "expected");
     run(&["--config", "none/config.json"]).failed(65, "`none/config.json` does not exist");
     run(&["--model", "tiny", "--device", "cpu", "--seq", "4000", "--tokens", "4000"])
