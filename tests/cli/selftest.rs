@@ -9,10 +9,17 @@ fn the_cpu_passes_and_the_table_says_so() {
     let bench = Bench::new();
     let ran = bench.run(&["selftest", "--device", "cpu"]);
     ran.ok();
-    for text in ["tunesmith           ", "device              cpu\n", "\ninstructions        ", "\nthreads             "] {
+    for text in [
+        "tunesmith           ",
+        "device              cpu\n",
+        "\ninstructions        ",
+        "\nthreads             ",
+    ] {
         assert!(ran.stdout.contains(text), "{text:?}: {ran:?}");
     }
-    for op in ["gemm_full", "attention_backward", "linear_cross_entropy", "adamw", "losses", "adapter", "reply"] {
+    for op in
+        ["gemm_full", "attention_backward", "linear_cross_entropy", "adamw", "losses", "adapter", "reply"]
+    {
         assert!(ran.stdout.contains(&format!("\n{op} ")), "{op}: {ran:?}");
     }
     let last = ran.stdout.lines().last().unwrap();
@@ -74,7 +81,9 @@ fn what_auto_is_is_written_down() {
     let device = made.ok().json()["device_wanted"].clone();
     assert!(device == json!("cpu") || device.as_str().unwrap().starts_with("cuda:"), "{device}");
     let ran = bench.run(&["train", "job.toml", "--set", "data.validation_split=0", "--json"]);
-    let spec = crate::support::read_json(&std::path::Path::new(ran.ok().json()["job_dir"].as_str().unwrap()).join("spec.json"));
+    let spec = crate::support::read_json(
+        &std::path::Path::new(ran.ok().json()["job_dir"].as_str().unwrap()).join("spec.json"),
+    );
     assert_eq!(spec["spec"]["device"], device, "{spec}");
     let generated = bench.run(&["generate", "--base", &base(), "--prompt", "a", "--max-new-tokens", "1"]);
     generated.ok();

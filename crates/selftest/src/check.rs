@@ -49,8 +49,7 @@ pub struct Check {
 impl Check {
     /// A check that is passed by a small enough distance. A distance that is no number is too large.
     pub(crate) fn distance(name: &'static str, shape: String, error: f64, allowed: f64) -> Self {
-        let (error, passed) =
-            if error.is_nan() { (f64::INFINITY, false) } else { (error, error <= allowed) };
+        let (error, passed) = if error.is_nan() { (f64::INFINITY, false) } else { (error, error <= allowed) };
         Self { name, shape, error, allowed, passed, detail: None }
     }
 

@@ -61,9 +61,9 @@ impl<K: Kernels> Placed<K> {
         let all = k.read(Mat::new(&self.buf, 1, len, len))?;
         let mut out = Vec::with_capacity(self.rows * self.cols);
         for (place, &v) in all.iter().enumerate() {
-            let inside = place.checked_sub(self.at).is_some_and(|p| {
-                p / self.ld < self.rows && p % self.ld < self.cols
-            });
+            let inside = place
+                .checked_sub(self.at)
+                .is_some_and(|p| p / self.ld < self.rows && p % self.ld < self.cols);
             if inside {
                 out.push(v);
             } else if !v.is_nan() {

@@ -101,7 +101,9 @@ fn verdict(report: &SelftestReport) -> String {
     if report.passed() {
         return format!("all {all} checks passed on {device} in {:.1} s", report.seconds);
     }
-    format!("{failed} of {all} checks failed on {device}: do not train on it; nothing it computes can be relied on")
+    format!(
+        "{failed} of {all} checks failed on {device}: do not train on it; nothing it computes can be relied on"
+    )
 }
 
 #[cfg(test)]
@@ -118,7 +120,8 @@ mod tests {
             passed: true,
             detail: None,
         };
-        let other = Check::failed("rope", "[5, 3 x 8]".to_owned(), 2.5e-3, "it wrote 3 outside\nof it".to_owned());
+        let other =
+            Check::failed("rope", "[5, 3 x 8]".to_owned(), 2.5e-3, "it wrote 3 outside\nof it".to_owned());
         SelftestReport {
             status: if passed { "ok" } else { "failed" },
             version: "1.2.3",
@@ -145,7 +148,12 @@ all 1 checks passed on cpu in 1.2 s
 ";
         assert_eq!(text(&report(true), Style::plain()), expected);
         let failed = text(&report(false), Style::plain());
-        assert!(failed.contains("\nrope   [5, 3 x 8]                   -    2.5e-3  NO\n  it wrote 3 outside\\nof it\n"), "{failed}");
+        assert!(
+            failed.contains(
+                "\nrope   [5, 3 x 8]                   -    2.5e-3  NO\n  it wrote 3 outside\\nof it\n"
+            ),
+            "{failed}"
+        );
         assert!(failed.ends_with(
             "1 of 2 checks failed on cpu: do not train on it; nothing it computes can be relied on\n"
         ));

@@ -24,7 +24,11 @@ use crate::out;
 /// [`CliError::Untested`] when the GPU that `auto` would take does not compute what it should; [`CliError::Device`] when
 /// that cannot be found out.
 pub fn resolve(wanted: &str, quiet: bool) -> Result<String, CliError> {
-    if wanted == "auto" { decide(&Here, stamps().as_deref(), &mut notes(quiet)) } else { Ok(wanted.to_owned()) }
+    if wanted == "auto" {
+        decide(&Here, stamps().as_deref(), &mut notes(quiet))
+    } else {
+        Ok(wanted.to_owned())
+    }
 }
 
 /// Sees to it that a device may be taken for somebody who said `auto`: what [`resolve`] does for a device that is decided

@@ -28,9 +28,9 @@ use crate::progress::Progress;
 use crate::spec::{JobSpec, is_repo_id};
 use tunesmith_jobs::dir::{EventLog, JobDir, JobResult};
 
+pub use auto::{resolve as resolve_device, trust as trust_device};
 pub(crate) use base::TEMPLATE_HELPER;
 pub use check::{CheckRequest, Checked, check};
-pub use auto::{resolve as resolve_device, trust as trust_device};
 pub use device::{Gpu, all as devices, check as check_device};
 pub use generate::generate;
 pub use quote::quote;

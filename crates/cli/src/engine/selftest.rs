@@ -85,11 +85,7 @@ pub fn device_to_test(wanted: &str, quiet: bool) -> String {
 ///
 /// # Errors
 /// [`CliError::Device`] when the device is not there.
-pub fn selftest(
-    device: &str,
-    quiet: bool,
-    tell: &mut dyn FnMut(&Check),
-) -> Result<SelftestReport, CliError> {
+pub fn selftest(device: &str, quiet: bool, tell: &mut dyn FnMut(&Check)) -> Result<SelftestReport, CliError> {
     let (facts, started) = (Facts::of(device)?, Instant::now());
     let checks = device::run(device, Testing { whole: true, tell })?;
     if let (true, Facts::Gpu(gpu)) = (is_sound(&checks), &facts) {
@@ -134,8 +130,7 @@ impl Work for Testing<'_> {
             match checks::fine_tune(kernels, precision, STEPS, self.tell) {
                 Ok(more) => found.extend(more),
                 Err(error) => {
-                    let check =
-                        Check::failed("fine-tune", format!("{STEPS} steps"), 0.0, error.to_string());
+                    let check = Check::failed("fine-tune", format!("{STEPS} steps"), 0.0, error.to_string());
                     (self.tell)(&check);
                     found.push(check);
                 }

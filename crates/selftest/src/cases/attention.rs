@@ -87,13 +87,8 @@ fn size(i: usize) -> f32 {
 
 fn words(call: &Call) -> String {
     let lengths: Vec<String> = call.documents.iter().map(|(n, _)| n.to_string()).collect();
-    let mut text = format!(
-        "{} heads on {} of {}, {} tokens",
-        call.heads,
-        call.kv_heads,
-        call.dim,
-        lengths.join(" + ")
-    );
+    let mut text =
+        format!("{} heads on {} of {}, {} tokens", call.heads, call.kv_heads, call.dim, lengths.join(" + "));
     if call.queries() < call.keys() {
         text = format!("{text}, {} ask", call.queries());
     }
@@ -230,9 +225,8 @@ fn backward<K: Kernels>(lab: &mut Lab<'_, K>, call: &Call, size: f32, nan: bool)
         want: &|x| {
             let [dq, dk, dv] = call.backward(&x[0], &x[1], &x[2], &x[5]);
             let beside = |parts: &[(&[f64], usize)]| -> Vec<f64> {
-                let row = |r: usize| {
-                    parts.iter().flat_map(move |(part, width)| &part[r * width..(r + 1) * width])
-                };
+                let row =
+                    |r: usize| parts.iter().flat_map(move |(part, width)| &part[r * width..(r + 1) * width]);
                 (0..keys).flat_map(row).copied().collect()
             };
             let mut out = vec![dq.clone(), beside(&[(&dk, kv_width), (&dv, kv_width)])];

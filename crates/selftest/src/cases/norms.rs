@@ -10,12 +10,8 @@ use crate::reference::norms::{backward, forward};
 const EPS: f32 = 1e-5;
 
 pub(super) fn all<K: Kernels>(lab: &mut Lab<'_, K>) {
-    let mut shapes = vec![
-        (1, 8, Rows::Aligned),
-        (7, 72, Rows::Aligned),
-        (3, 37, Rows::Odd),
-        (2, 1320, Rows::Aligned),
-    ];
+    let mut shapes =
+        vec![(1, 8, Rows::Aligned), (7, 72, Rows::Aligned), (3, 37, Rows::Odd), (2, 1320, Rows::Aligned)];
     if lab.is_real() {
         shapes.extend([(300, 4096, Rows::Aligned), (65, 8192, Rows::Aligned)]);
     }

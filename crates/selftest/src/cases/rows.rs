@@ -181,16 +181,14 @@ pub(super) fn maps<K: Kernels>(lab: &mut Lab<'_, K>) {
             (0..dim / 2).map(|i| 10_000_f64.powf(-2.0 * i as f64 / dim as f64) as f32).collect();
         let table = RopeTable::new(&frequencies, 4000);
         // The start of a document in the middle, and a far position at the end.
-        let mut positions: Vec<usize> = (0..rows).map(|t| if t < rows / 2 { t } else { t - rows / 2 }).collect();
+        let mut positions: Vec<usize> =
+            (0..rows).map(|t| if t < rows / 2 { t } else { t - rows / 2 }).collect();
         positions[rows - 1] = 3999;
         let index: Index = positions.clone().into();
         for inverse in [false, true] {
             lab.take(&Case {
                 op: "rope",
-                shape: format!(
-                    "[{rows}, {heads} x {dim}]{}",
-                    if inverse { ", backward" } else { "" }
-                ),
+                shape: format!("[{rows}, {heads} x {dim}]{}", if inverse { ", backward" } else { "" }),
                 inputs: vec![values(1, rows * cols, 1.0)],
                 run: &|k, x| {
                     let mut x = Placed::new(k, how, (rows, cols), Some(&x[0]))?;

@@ -83,8 +83,7 @@ impl Call {
         for (row, seen) in self.sights() {
             for h in 0..self.heads {
                 let kv = h * self.kv_heads / self.heads;
-                let (query, d_out) =
-                    (self.head(q, row, self.heads, h), self.head(d_o, row, self.heads, h));
+                let (query, d_out) = (self.head(q, row, self.heads, h), self.head(d_o, row, self.heads, h));
                 let (weights, _) = self.weights(query, k, kv, &seen);
                 let pull = |&key: &usize| dot(wide(d_out), wide(self.head(v, key, self.kv_heads, kv)));
                 let pulls: Vec<f64> = seen.iter().map(pull).collect();

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tunesmith_ops::{
-    AdamW, Attention, AttentionGradients, DeviceError, DeviceMemory, DropoutKey, Error, FillKey, Index, Kernels, Mat,
-    MatMut, RopeTable, RowNames, Sequences, Storage, Stored,
+    AdamW, Attention, AttentionGradients, DeviceError, DeviceMemory, DropoutKey, Error, FillKey, Index,
+    Kernels, Mat, MatMut, RopeTable, RowNames, Sequences, Storage, Stored,
 };
 
 type Buf = Vec<f32>;
@@ -375,7 +375,9 @@ impl<K: Kernels<Buf = Buf, Full = Buf>> Kernels for Broken<'_, K> {
         inverse: bool,
     ) -> Result<(), Error> {
         let moved: Index = match self.wrong("rope") {
-            Some(How::Position) => positions.iter().map(|p| if *p + 1 < table.positions() { p + 1 } else { *p }).collect(),
+            Some(How::Position) => {
+                positions.iter().map(|p| if *p + 1 < table.positions() { p + 1 } else { *p }).collect()
+            }
             Some(How::Takes) => positions.iter().map(|p| p % table.positions()).collect(),
             _ => positions.clone(),
         };
@@ -420,7 +422,8 @@ impl<K: Kernels<Buf = Buf, Full = Buf>> Kernels for Broken<'_, K> {
             Some(How::Window) => Attention { window: how.window.map(|w| w + 1), ..how },
             _ => how,
         };
-        let run = |out: AttentionGradients<'_, Buf>| self.inner.attention_backward(how, q, k, v, o, lse, d_o, out);
+        let run =
+            |out: AttentionGradients<'_, Buf>| self.inner.attention_backward(how, q, k, v, o, lse, d_o, out);
         match out {
             AttentionGradients::Fused(all) if wrong == Some(How::Large) => {
                 self.spoiled(op, all, |all| run(AttentionGradients::Fused(all)))

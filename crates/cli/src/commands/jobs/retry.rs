@@ -15,8 +15,8 @@ use super::{checkpoints, name, open, supervise};
 use crate::args::RetryArgs;
 use crate::commands::train;
 use crate::error::CliError;
-use crate::{engine, out};
 use crate::spec::JobSpec;
+use crate::{engine, out};
 
 /// Makes a new job of an old one.
 pub(crate) fn run(args: &RetryArgs) -> Result<(), CliError> {

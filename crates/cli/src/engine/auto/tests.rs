@@ -58,8 +58,7 @@ fn fake(gpus: Vec<Result<Gpu, &'static str>>) -> Fake {
 /// What `auto` comes to, and what is said.
 fn decided(machine: &Fake, home: &Path) -> (Result<String, CliError>, Vec<String>) {
     let mut said = Vec::new();
-    let found =
-        decide(machine, Some(&home.join("selftest")), &mut |text: &str| said.push(text.to_owned()));
+    let found = decide(machine, Some(&home.join("selftest")), &mut |text: &str| said.push(text.to_owned()));
     (found, said)
 }
 
@@ -150,7 +149,10 @@ fn a_stamp_that_cannot_be_read_or_written_is_none() {
     fs::write(home.path().join("selftest"), "").unwrap();
     let (device, said) = decided(&machine, home.path());
     assert_eq!(device.unwrap(), "cuda:0");
-    assert!(said.len() == 2 && said[1].starts_with("note: that the selftest was passed is not in"), "{said:?}");
+    assert!(
+        said.len() == 2 && said[1].starts_with("note: that the selftest was passed is not in"),
+        "{said:?}"
+    );
     // No workspace at all.
     let (mut said, machine) = (0, fake(vec![Ok(gpu(0))]));
     assert_eq!(decide(&machine, None, &mut |_| said += 1).unwrap(), "cuda:0");
