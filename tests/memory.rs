@@ -65,7 +65,7 @@ fn every_allocation_has_the_bytes_that_the_arithmetic_says() {
         for lora in adapters() {
             let counting = Counting::new(1 << 30);
             let (mut decoder, footprint) = decoder(&counting, &model, &lora);
-            let weights = footprint.weights().total() + footprint.parameters() + footprint.staging();
+            let weights = footprint.weights().total() + footprint.parameters();
             assert_eq!(counting.used(), weights, "weights of {lora:?}");
             let layers = decoder.config().num_hidden_layers;
             // Every mode alone, and some beside each other.

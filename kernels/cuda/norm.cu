@@ -6,6 +6,10 @@
 // where norm is finite, else 0; one NaN or infinity anywhere makes it 0. The optimizer reads both on the device
 // (adamw.cu), so that the host waits for nothing.
 //
+// With a guard [1] f32 the flag is sticky: once a norm was not finite, or a loss that norm_watch has seen, the guard is 0
+// and `finite` with it, whatever comes after, until the host writes 1 again. So no update takes place behind a bad step,
+// however late the host hears of it. A loss can be infinite where its gradient is finite: a target whose logit is -inf.
+//
 // Squares are f32, summed sixteen at a time in a tree, and these sums are added in f64. Where the sixteen together
 // leave the range in which f32 squares are good, they are squared again in f64: the result is right to 1e-6 for every
 // x that f32 can hold. Squaring everything in f64 would hide behind the memory on data centre cards alone; the others
@@ -71,7 +75,8 @@ KERNEL(norm_partials, 256)(const float* __restrict__ x, int64_t n, double* __res
 }
 
 // One block, with a thread for every partial sum.
-KERNEL(norm_finish, 512)(const double* __restrict__ partials, int count, float limit, float* __restrict__ out) {
+KERNEL(norm_finish, 512)(const double* __restrict__ partials, int count, float limit, float* guard,
+                         float* __restrict__ out) {
     const int t = threadIdx.x;
     const double sum = sum_on_first(t < count ? partials[t] : 0.0, shared_memory<double>());
     if (t > 0) return;
@@ -84,5 +89,21 @@ KERNEL(norm_finish, 512)(const double* __restrict__ partials, int count, float l
     }
     out[0] = norm;
     out[1] = factor;
-    out[2] = norm < INFINITE ? 1.0f : 0.0f;
+    float finite = norm < INFINITE ? 1.0f : 0.0f;
+    if (guard != nullptr) {
+        if (guard[0] != 1.0f) finite = 0.0f;
+        guard[0] = finite;
+    }
+    out[2] = finite;
+}
+
+// One block. Trips the guard where a loss is not finite, and never sets it.
+KERNEL(norm_watch, 1024)(const float* __restrict__ losses, int64_t n, float* __restrict__ guard) {
+    float bad = 0.0f;
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+        // Not so for NaN either.
+        if (!(fabsf(losses[i]) < INFINITE)) bad = 1.0f;
+    }
+    bad = block_max(bad, shared_memory<float>());
+    if (threadIdx.x == 0 && bad > 0.0f) guard[0] = 0.0f;
 }

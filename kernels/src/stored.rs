@@ -184,7 +184,8 @@ multiversion! {
             let bits = value.to_bits();
             let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
             // Of the first, a NaN may be rounded to something else; of the second, what rounds to an infinity.
-            bad |= (bits & 0x7f80_0000 == 0x7f80_0000) | (rounded & 0x7f80 == 0x7f80);
+            bad |= bits & 0x7f80_0000 == 0x7f80_0000;
+            bad |= rounded & 0x7f80 == 0x7f80;
             *word = (rounded as u16).to_le_bytes();
         }
         bad

@@ -28,17 +28,117 @@ fn a_machine_without_cuda_gets_a_sentence() {
 
 #[test]
 fn what_is_missing_is_said() {
-    let cases = [
-        ("open 0", ("FAKE_VERSION", "12040"), "the NVIDIA driver supports CUDA 12.4, and this build needs 1"),
-        ("open 0", ("FAKE_INIT", "100"), "the NVIDIA driver sees no GPU. See what nvidia-smi lists"),
-        ("open 0", ("FAKE_COUNT", "0"), "the NVIDIA driver sees no GPU."),
-        ("open 0", ("FAKE_INIT", "34"), "the libcuda that was found is the stub of a toolkit."),
-        ("open 0", ("FAKE_MAJOR", "7"), "`Fake GPU` has compute capability 7.0, and 8.0 is the least."),
-        ("open 3", ("FAKE_COUNT", "2"), "there is no device 3: the NVIDIA driver sees 2 devices."),
+    let taken = [("FAKE_MODE", "3"), ("FAKE_FAIL", "cuDevicePrimaryCtxRetain@1:46")];
+    let cases: [(&str, &[(&str, &str)], &str); 15] = [
+        (
+            "open 0",
+            &[("FAKE_VERSION", "12040")],
+            "the NVIDIA driver supports CUDA 12.4, and this build needs 1",
+        ),
+        (
+            "open 0",
+            &[("FAKE_VERSION", "11080")],
+            "the NVIDIA driver supports CUDA 11.8, and this build needs 1",
+        ),
+        ("open 0", &[("FAKE_INIT", "100")], "the NVIDIA driver sees no GPU. See what nvidia-smi lists"),
+        ("open 0", &[("FAKE_COUNT", "0")], "the NVIDIA driver sees no GPU."),
+        ("open 0", &[("FAKE_INIT", "34")], "the libcuda that was found is the stub of a toolkit."),
+        (
+            "open 0",
+            &[("FAKE_INIT", "802")],
+            "the machine is not ready for CUDA: \"system not yet initialized\" (CUDA_ERROR_SYSTEM_NOT_READY, 802). On",
+        ),
+        ("open 0", &[("FAKE_INIT", "803")], "libcuda is not of the version of the running kernel module: "),
+        (
+            "open 0",
+            &[("FAKE_INIT", "804")],
+            "the libcuda that was found is a toolkit's, for forward compatibility: ",
+        ),
+        ("open 0", &[("FAKE_INIT", "999")], "the NVIDIA driver does not start: "),
+        (
+            "open 0",
+            &[("FAKE_MAJOR", "7"), ("FAKE_MINOR", "5")],
+            "`Fake GPU` has compute capability 7.5, and 8.0 is",
+        ),
+        ("open 3", &[("FAKE_COUNT", "2")], "there is no device 3: the NVIDIA driver sees 2 devices."),
+        (
+            "open 0",
+            &[("FAKE_MODE", "2")],
+            "`Fake GPU` is in compute mode `prohibited`, in which no program may use it. `nvidia-smi -i 0 -c DEFAULT` ch",
+        ),
+        (
+            "open 0",
+            &taken,
+            "`Fake GPU` is taken by another program, and its compute mode allows one at a time: \"CUDA-capable device(s) is/are \
+             busy or unavailable\" (CUDA_ERROR_DEVICE_UNAVAILABLE, 46). Wait for that program",
+        ),
+        (
+            "open 0",
+            &[("FAKE_FAIL", "cuDevicePrimaryCtxRetain@1:2")],
+            "the 134.2 MB of `Fake GPU` are in use by other programs, and not even a context fits: \"out of memory\" (",
+        ),
+        (
+            "open 0",
+            &[("FAKE_FAIL", "cuStreamCreate@1:2"), ("FAKE_OTHERS", "130000000")],
+            "its memory is used up, with 4.2 MB of 134.2 MB free: cuStreamCreate failed with \"out of memory\" (CUDA_ERROR_OUT",
+        ),
     ];
     for (what, env, expected) in cases {
-        let Some(out) = run(what, &[env]) else { return };
+        let Some(out) = run(what, env) else { return };
         assert!(out.contains(&format!("No CUDA device can be used: {expected}")), "{what} {env:?}: {out}");
+    }
+}
+
+#[test]
+fn a_library_that_is_no_driver_is_not_called() {
+    let Some(out) = run("open 0", &[("FAKE_FOLDER", "none")]) else { return };
+    let expected =
+        "No CUDA device can be used: the libcuda that was found is no NVIDIA driver: it lacks the driver's";
+    assert!(out.contains(expected), "{out}");
+}
+
+#[test]
+fn kernels_for_other_architectures_are_named() {
+    let Some(out) = run("launch", &[("FAKE_PARAMS", "8,4,4,8,4"), ("FAKE_FAIL", "cuModuleLoadData@1+:209")])
+    else {
+        return;
+    };
+    let expected = "No CUDA device can be used: this build has kernels for ";
+    assert!(out.contains(expected) && out.contains("and none for the device: \"no kernel image"), "{out}");
+}
+
+/// What a context that is broken answers from then on, to every call and in every order, is an error, and nothing else.
+#[test]
+fn a_device_that_failed_says_so_and_is_left_in_peace() {
+    let wait = "cuStreamSynchronize reported \"an illegal memory access was encountered\" (CUDA_ERROR_ILLEGAL_ADDRESS, 700), after \
+                kernel `";
+    for (fail, expected) in [
+        (
+            "cuLaunchKernel@1:719",
+            "` reported \"unspecified launch failure\" (CUDA_ERROR_LAUNCH_FAILED, 719); this process",
+        ),
+        ("cuLaunchKernel@1:719", "The GPU failed: "),
+        ("cuStreamSynchronize@1:700", wait),
+        (
+            "cuLaunchKernel@1~:214",
+            "reported CUBLAS_STATUS_EXECUTION_FAILED (13) and the driver \"uncorrectable ECC",
+        ),
+        ("cuLaunchKernel@1~:214", "(CUDA_ERROR_ECC_UNCORRECTABLE, 214), after kernel `"),
+        (
+            "cublasLtMatmul@1:13",
+            "the product [2, 2] x [2, 2] reported CUBLAS_STATUS_EXECUTION_FAILED (13), after kernel `",
+        ),
+        ("cuMemcpyHtoDAsync_v2@4:719", "cuMemcpyHtoDAsync reported \"unspecified"),
+        // Nonsense is a bug, and breaks nothing.
+        ("cuLaunchKernel@1:1", "` failed: \"some error\" (CUDA_ERROR, 1)"),
+    ] {
+        let Some(out) = run("fail", &[("FAKE_DUMB", "1"), ("FAKE_PARAMS", "8"), ("FAKE_FAIL", fail)]) else {
+            return;
+        };
+        assert!(
+            out.contains(expected.trim_start_matches('`')) && out.contains("all dropped"),
+            "{fail}: {out}"
+        );
     }
 }
 
@@ -71,9 +171,15 @@ fn launches_pass_what_they_are_given() {
 
 #[test]
 fn no_memory_is_said_in_numbers() {
-    let Some(out) = run("exhaust", &[("FAKE_MEMORY", "50000000")]) else { return };
-    let expected = "Not enough device memory: 20000000 bytes could not be allocated, 16445568 of 50000000 bytes are free";
+    let Some(out) = run("exhaust", &[("FAKE_MEMORY", "50000000"), ("FAKE_OTHERS", "999")]) else { return };
+    let expected = "Not enough device memory: 20.0 MB could not be allocated; of 50.0 MB this process holds 33.6 MB, the driver \
+                    and other programs 999 bytes, and 16.4 MB are free";
     assert!(out.contains(expected), "{out}");
+    let Some(out) = run("exhaust", &[("FAKE_FAIL", "cuMemAllocAsync@2:2")]) else { return };
+    assert!(
+        out.contains("there was room"),
+        "what the pool holds is given back, and it is tried again: {out}"
+    );
 }
 
 #[test]
@@ -114,7 +220,8 @@ fn run(what: &str, settings: &[(&str, &str)]) -> Option<String> {
     static FAKE: LazyLock<Option<PathBuf>> = LazyLock::new(build);
     let without_lt = settings.iter().any(|(name, _)| *name == "FAKE_WITHOUT_LT");
     let root = FAKE.as_ref()?;
-    let folder = root.join(if without_lt { "driver" } else { "both" });
+    let named = settings.iter().find(|(name, _)| *name == "FAKE_FOLDER").map(|(_, folder)| *folder);
+    let folder = root.join(named.unwrap_or(if without_lt { "driver" } else { "both" }));
     let meters = settings.iter().find(|(name, _)| *name == "FAKE_NVML").map_or("new", |(_, which)| *which);
     let folders = env::join_paths([folder, root.join("nvml").join(meters)]).unwrap();
     let exe = env::current_exe().unwrap();
@@ -126,6 +233,9 @@ fn run(what: &str, settings: &[(&str, &str)]) -> Option<String> {
     let out = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     assert!(out.contains("test result: ok"), "{what}: {out}");
     assert!(!out.contains("fake:"), "{what}: {out}");
+    if named.is_some() || settings.iter().any(|(name, _)| *name == "FAKE_DUMB") {
+        return Some(out);
+    }
     let nothing = "left: contexts 0 streams 0 events 0 modules 0 pinned 0 handles 0 descriptors 0";
     assert!(
         out.lines().filter(|line| line.starts_with("left:")).all(|line| line == nothing),
@@ -156,6 +266,10 @@ fn build() -> Option<PathBuf> {
         eprintln!("skipped: no C compiler");
         return None;
     }
+    fs::create_dir_all(root.join("none")).unwrap();
+    fs::write(root.join("none.c"), "int nothing;\n").unwrap();
+    let none = [root.join("none/libcuda.so"), root.join("none.c")];
+    assert!(Command::new("cc").args(["-shared", "-fPIC", "-o"]).args(none).status().unwrap().success());
     // One file under two names is one library with one state.
     for name in ["libcuda.so", "libcublasLt.so"] {
         std::os::unix::fs::symlink(&library, root.join("both").join(name)).unwrap();
@@ -171,13 +285,18 @@ fn child() {
         "use" => {
             upload_clear_download();
             rows_with_gaps();
+            read_later();
             memory_is_counted();
             products();
             println!("all done");
         }
         "launch" => launches(),
         _ if what.starts_with("meters ") => meters(what["meters ".len()..].parse().unwrap()),
-        "exhaust" => println!("{}", Slice::<_, u8>::uninit(&Cuda::new(0).unwrap(), 20_000_000).unwrap_err()),
+        "exhaust" => {
+            let slice = Slice::<_, u8>::uninit(&Cuda::new(0).unwrap(), 20_000_000);
+            println!("{}", slice.map_or_else(|e| e.to_string(), |_| "there was room".into()));
+        }
+        "fail" => fail(),
         _ => {
             let Some(ordinal) = what.strip_prefix("open ") else { return };
             println!(
@@ -308,6 +427,44 @@ fn rows_with_gaps() {
     assert!(out[..8 << 20].iter().all(|&v| v == 1) && out[8 << 20..].iter().all(|&v| v == 0));
 }
 
+/// Values that are read late are those of when they were asked for, whatever is written to them since and in whichever
+/// order they are waited for; buffers are used again, also those that nobody waited for.
+fn read_later() {
+    let d = Cuda::new(0).unwrap();
+    let mut s = Slice::<_, u8>::zeros(&d, 100_000).unwrap();
+    for round in 0..200_usize {
+        let pieces: [usize; 3] = [1 + round, 70_000 + round, 3];
+        let queued: Vec<_> = pieces
+            .iter()
+            .enumerate()
+            .map(|(i, &len)| {
+                s.write(&d, i, &bytes(len, round + i)).unwrap();
+                s.read_later(&d, i..i + len).unwrap()
+            })
+            .collect();
+        s.clear(&d).unwrap();
+        for (i, later) in queued.into_iter().enumerate().rev() {
+            if (round + i) % 5 != 0 {
+                assert!(later.wait(&d).unwrap() == bytes(pieces[i], round + i), "round {round}, piece {i}");
+            }
+        }
+    }
+    assert!(s.read_later(&d, 7..7).unwrap().wait(&d).unwrap().is_empty());
+    assert!(s.read_later(&d, 99_999..100_001).is_err());
+    // The values may be gone by then, and so may every other user of the device.
+    s.write(&d, 0, &[5, 6, 7]).unwrap();
+    let later = s.read_later(&d, 0..3).unwrap();
+    let clone = d.clone();
+    drop((s, d));
+    let values = thread::spawn(move || later.wait(&clone).unwrap()).join().unwrap();
+    assert_eq!(values, [5, 6, 7]);
+    let d = Cuda::new(0).unwrap();
+    let s = Slice::<_, u8>::zeros(&d, 8).unwrap();
+    let never = s.read_later(&d, 0..8).unwrap();
+    drop((s, d));
+    drop(never);
+}
+
 fn memory_is_counted() {
     let d = Cuda::new(0).unwrap();
     let at_rest = d.memory().unwrap().used;
@@ -402,9 +559,44 @@ fn launches() {
     let launch = Launch { kernel, grid: [3, 2, 1], threads: 128, shared: 65_536, args: &args };
     // SAFETY: the stand-in looks at the arguments and at nothing that they name.
     unsafe {
-        d.launch(&launch).unwrap();
+        if let Err(error @ Error::Unavailable { .. }) = d.launch(&launch) {
+            println!("{error}");
+            return;
+        }
         d.launch(&launch).unwrap();
         println!("{}", d.launch(&Launch { args: &args[..2], ..launch }).unwrap_err());
         println!("{}", d.launch(&Launch { kernel: "no_such_kernel", ..launch }).unwrap_err());
     }
+}
+
+/// Uploads, launches a kernel, multiplies and waits, until something fails; then tries it all again and drops everything.
+fn fail() {
+    let d = Cuda::new(0).unwrap();
+    let held = Slice::from_host(&d, &[bf16::ONE; 4]).unwrap();
+    let mut out = Slice::<_, bf16>::zeros(&d, 4).unwrap();
+    let kernel = RESOURCES.lines().nth(1).unwrap().split(' ').next().unwrap();
+    let mut work = || -> Result<(), Error> {
+        let other = Slice::from_host(&d, &[bf16::ONE; 4])?;
+        let args = [Arg::Address(0x100)];
+        // SAFETY: the stand-in looks at the argument and at nothing that it names.
+        unsafe { d.launch(&Launch { kernel, grid: [1, 1, 1], threads: 32, shared: 0, args: &args })? };
+        let (a, b) = (Factor::new(View::new(&held, 2, 2, 2)), Factor::new(View::new(&other, 2, 2, 2)));
+        gemm(&d, 1.0, a, b, 0.0, ViewMut::new(&mut out, 2, 2, 2))?;
+        let _ = Slice::from_host(&d, &[bf16::ONE; 4])?;
+        let _ = Slice::from_host(&d, &[bf16::ONE; 4])?;
+        d.synchronize()
+    };
+    let first = work().unwrap_err();
+    println!("{first}");
+    let again = work();
+    let broken = !env::var("FAKE_FAIL").unwrap().contains("Matmul") && matches!(first, Error::Device { .. });
+    assert_eq!(again.is_err(), broken, "{again:?}");
+    if broken {
+        assert!(matches!(again, Err(Error::Device { .. })), "{again:?}");
+        assert!(matches!(d.alloc(10), Err(Error::Device { .. })));
+        assert!(held.read(&d, 0..4).is_err());
+    }
+    drop(d);
+    drop((held, out));
+    println!("all dropped");
 }

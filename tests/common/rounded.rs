@@ -1,12 +1,13 @@
 //! The CPU's kernels with what the device stores rounded to bf16: what a device should give but for the order of its sums
 //! and the roundings inside an operation.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tunesmith_emulator::check;
 use tunesmith_ops::{
-    AdamW, Attention, AttentionGradients, DeviceMemory, DropoutKey, Error, FillKey, Index, Kernels, Mat,
-    MatMut, RefKernels, RopeTable, RowNames, Storage, Stored,
+    AdamW, Attention, AttentionGradients, DeviceMemory, DropoutKey, Error, FillKey, Flat, Index, Kernels,
+    Mat, MatMut, RefKernels, Refresh, RopeTable, RowNames, Segment, Storage, Stored,
 };
 
 type Buf = Vec<f32>;
@@ -252,6 +253,9 @@ impl Kernels for Rounded {
     fn between(&self, start: &Instant, end: &Instant) -> Result<Duration, Error> {
         RefKernels.between(start, end)
     }
+    fn name(&self) -> String {
+        RefKernels.name()
+    }
 
     // Memory.
     fn storage(&self) -> Storage {
@@ -259,5 +263,52 @@ impl Kernels for Rounded {
     }
     fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
         RefKernels.memory()
+    }
+
+    // A training step that never waits for the device: here everything is ready at once.
+
+    type Later = Vec<f64>;
+    type Guard = bool;
+    type Copies = Vec<Segment>;
+
+    fn row_padding(&self) -> usize {
+        RefKernels.row_padding()
+    }
+    fn ahead(&self) -> usize {
+        RefKernels.ahead()
+    }
+    fn read_later(&self, buf: &Buf, range: Range<usize>) -> Result<Vec<f64>, Error> {
+        RefKernels.read_later(buf, range)
+    }
+    fn wait(&self, later: Vec<f64>) -> Result<Vec<f64>, Error> {
+        RefKernels.wait(later)
+    }
+    fn guard(&self) -> Result<bool, Error> {
+        RefKernels.guard()
+    }
+    fn clear_guard(&self, guard: &mut bool) -> Result<(), Error> {
+        RefKernels.clear_guard(guard)
+    }
+    fn watch(&self, losses: &Buf, n: usize, guard: &mut bool) -> Result<(), Error> {
+        RefKernels.watch(losses, n, guard)
+    }
+    fn copies(&self, n: usize, to: &[&Buf], segments: &[Segment]) -> Result<Vec<Segment>, Error> {
+        RefKernels.copies(n, to, segments)
+    }
+    fn clip_and_update(
+        &self,
+        step: AdamW,
+        max_norm: Option<f64>,
+        guard: &mut bool,
+        flat: Flat<'_, Buf>,
+        refresh: Refresh<'_, '_, Self>,
+    ) -> Result<Vec<f64>, Error> {
+        let Refresh { copies, to } = refresh;
+        let out =
+            RefKernels.clip_and_update(step, max_norm, guard, flat, Refresh { copies, to: &mut *to })?;
+        for s in copies {
+            round(MatMut { buf: &mut *to[s.to], at: s.at, rows: s.rows, cols: s.cols, ld: s.ld });
+        }
+        Ok(out)
     }
 }

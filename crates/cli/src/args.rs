@@ -1,5 +1,6 @@
 //! The command line, as clap reads it.
 
+mod bench;
 mod check;
 mod data;
 mod jobs;
@@ -9,8 +10,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tunesmith_train::Epochs;
+use tunesmith_train::plan::Bytes;
 
-pub(crate) use check::{CheckArgs, QuoteArgs};
+pub(crate) use bench::BenchArgs;
+pub(crate) use check::{CheckArgs, PlanArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
 pub(crate) use jobs::{
     CreateArgs, DescribeArgs, DoctorArgs, ListArgs, LogsArgs, RemoveJobArgs, RetryArgs, WishArgs,
@@ -82,6 +85,8 @@ pub(crate) enum Command {
     Data(DataCommand),
     /// Say what a job will take: tokens, steps, time, memory, disk, and its price if asked
     Quote(QuoteArgs),
+    /// Say how a job would use the memory of its device, or of a card that is not here
+    Plan(PlanArgs),
     /// Make a job, which goes on when this terminal is closed
     Create(Box<CreateArgs>),
     /// List the jobs, the newest first
@@ -108,6 +113,8 @@ pub(crate) enum Command {
     Rm(RemoveJobArgs),
     /// Check the store and every job directory, and say what is wrong and what to do
     Doctor(DoctorArgs),
+    /// Measure training steps of a model of random weights: speed, efficiency, memory, time of each operation
+    Bench(Box<BenchArgs>),
     /// Check that this machine computes what it should: every operation, and a small fine-tune
     Selftest(SelftestArgs),
     /// Look into adapters
@@ -157,6 +164,9 @@ pub(crate) struct Overrides {
     /// Where to compute: cpu, cuda:N, or auto: the first GPU once `selftest` passed on it, the CPU without one (device)
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
+    /// Most memory to take on the device, as 24GiB or a number of bytes (train.memory_limit)
+    #[arg(long, value_name = "BYTES", value_parser = memory)]
+    pub(crate) memory_limit: Option<Bytes>,
 }
 
 /// `tunesmith train`.
@@ -353,6 +363,8 @@ impl Command {
             Self::Train(args) => args.json,
             Self::Generate(args) => args.json,
             Self::Quote(args) => args.json,
+            Self::Plan(args) => args.json,
+            Self::Bench(args) => args.json,
             Self::Data(command) => command.json(),
             Self::Create(args) => args.json,
             Self::Show(args) => args.json,
@@ -383,6 +395,10 @@ fn one_device(text: &str) -> Result<String, String> {
         Ok(device) if device != "auto" => Ok(device),
         _ => Err("expected cpu or cuda:N".to_owned()),
     }
+}
+
+fn memory(text: &str) -> Result<Bytes, String> {
+    text.parse()
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

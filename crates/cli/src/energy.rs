@@ -144,6 +144,13 @@ pub(crate) fn peak_bytes() -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
+/// The memory that programs can still take, in bytes, where the system tells.
+pub(crate) fn free_bytes() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -227,5 +234,6 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn a_process_takes_memory() {
         assert!(peak_bytes().unwrap() > 1 << 20);
+        assert!(free_bytes().unwrap() > 1 << 20);
     }
 }

@@ -105,6 +105,9 @@ pub struct Measured {
     pub joules_unknown: Option<String>,
     /// Most memory that the process took on the host, in bytes.
     pub peak_bytes: Option<u64>,
+    /// And on the device, where that has memory of its own.
+    #[serde(default)]
+    pub device_peak_bytes: Option<u64>,
 }
 
 /// How long a run will take, and how much energy, if it goes on as measured.
@@ -211,6 +214,7 @@ mod tests {
             joules_of: vec!["cpu".to_owned()],
             joules_unknown: None,
             peak_bytes: None,
+            device_peak_bytes: None,
         };
         let estimate = Estimate::new(&PLAN, &measured);
         assert!((estimate.train_seconds - 12.0).abs() < 1e-9);

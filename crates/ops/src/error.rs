@@ -56,6 +56,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a buffer could not be had, on the host or on the device.
+    pub fn is_out_of_memory(&self) -> bool {
+        use tunesmith_kernels::gpu::Error as Device;
+        matches!(self, Self::OutOfMemory { .. } | Self::Device(Device::OutOfMemory { .. }))
+    }
+
     pub(crate) fn shape(op: &'static str, detail: impl Into<String>) -> Self {
         Self::Shape { op, detail: detail.into() }
     }

@@ -4,7 +4,9 @@ use crate::{
     AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences,
     Storage, Stored,
 };
+use std::ops::Range;
 use std::time::Duration;
+use tunesmith_kernels::gpu::adamw::Segment;
 
 /// The numbers of an attention call beside its tensors.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +36,32 @@ pub enum AttentionGradients<'a, B> {
     /// dq, dk and dv side by side, `[rows, (heads + 2 * kv_heads) * head_dim]`, where every row is query and key.
     Fused(MatMut<'a, B>),
 }
+
+/// The flat buffers of all trained parameters, each `[n]` f32.
+#[derive(Debug)]
+pub struct Flat<'a, F> {
+    /// Parameters.
+    pub p: &'a mut F,
+    /// Gradients.
+    pub g: &'a F,
+    /// First moments.
+    pub m: &'a mut F,
+    /// Second moments.
+    pub v: &'a mut F,
+}
+
+/// The copies of parameters that an update makes anew: `to` is the buffers that the table was made for, in the same order.
+#[derive(Debug)]
+pub struct Refresh<'a, 'b, K: Kernels + ?Sized> {
+    /// The table, of [`Kernels::copies`].
+    pub copies: &'a K::Copies,
+    /// What is written.
+    pub to: &'a mut [&'b mut K::Buf],
+}
+
+/// What became of an update, as [`Kernels::wait`] gives it: the norm before clipping, the clip factor, and 1 if the update
+/// took place, else 0.
+pub const UPDATE_RESULTS: usize = 3;
 
 /// The mathematics of the training step on one device.
 ///
@@ -251,9 +279,8 @@ pub trait Kernels: Send + Sync {
     fn mark(&self) -> Result<Self::Mark, Error>;
     /// The time that the device took from one mark to a later one; waits for that.
     fn between(&self, start: &Self::Mark, end: &Self::Mark) -> Result<Duration, Error>;
-    /// Whether the first product of each shape may try ways of computing it and keep the fastest: for a warm-up at the
-    /// shapes that come back. A device without a choice has nothing to do.
-    fn set_trials(&self, _on: bool) {}
+    /// What the device calls itself.
+    fn name(&self) -> String;
 
     // Memory.
 
@@ -261,4 +288,58 @@ pub trait Kernels: Send + Sync {
     fn storage(&self) -> Storage;
     /// The device's memory as it is after all queued work; nothing where there is none of its own, as on the CPU.
     fn memory(&self) -> Result<Option<DeviceMemory>, Error>;
+
+    // A training step that never waits for the device, and allocates nothing after its first.
+
+    /// Values on their way to the host.
+    type Later: Send + std::fmt::Debug;
+    /// Whether every loss and gradient so far was finite, kept on the device: once one was not, no update takes place
+    /// until [`Kernels::clear_guard`]. So parameters and moments stay those before a bad step, however late the host hears
+    /// of it.
+    type Guard: Send + Sync + std::fmt::Debug;
+    /// Which trained parameters have copies in the storage type, and where.
+    type Copies: Send + Sync + std::fmt::Debug;
+
+    /// Rows of a batch are best a multiple of this.
+    fn row_padding(&self) -> usize;
+    /// Micro-batches that may be queued before the results of the oldest are read: 0 where work is done when a call
+    /// returns.
+    fn ahead(&self) -> usize;
+    /// Batches of up to so many rows will come: what is kept for a batch is made that large at once.
+    fn reserve(&self, rows: usize) {
+        let _ = rows;
+    }
+    /// Whether the first product of each shape tries out algorithms, where there are several: for a warm-up at the shapes
+    /// that come back most often. It takes time, and the last bits of a product may then differ from process to process.
+    fn tune(&self, on: bool) {
+        let _ = on;
+    }
+
+    /// Queues a copy of values to the host and returns at once. What is written to them by later work does not show in it.
+    fn read_later(&self, buf: &Self::Full, range: Range<usize>) -> Result<Self::Later, Error>;
+    /// Waits for such values, and for nothing that was queued after them. They are as they were, widened to f64.
+    fn wait(&self, later: Self::Later) -> Result<Vec<f64>, Error>;
+
+    /// A guard that has seen nothing yet.
+    fn guard(&self) -> Result<Self::Guard, Error>;
+    /// Makes it as good as new.
+    fn clear_guard(&self, guard: &mut Self::Guard) -> Result<(), Error>;
+    /// Trips the guard where one of the first `n` losses is not finite.
+    fn watch(&self, losses: &Self::Full, n: usize, guard: &mut Self::Guard) -> Result<(), Error>;
+
+    /// A table of the copies that `n` parameters have in the buffers `to`. Segments and their copies may not overlap.
+    fn copies(&self, n: usize, to: &[&Self::Buf], segments: &[Segment]) -> Result<Self::Copies, Error>;
+    /// One AdamW update of the flat buffers and of the copies, with the gradient clipped to a norm of `max_norm` as
+    /// `torch.nn.utils.clip_grad_norm_` does: times `min(1, max_norm / (norm + 1e-6))`.
+    ///
+    /// A norm that is not finite trips the guard. Where the guard is tripped nothing is written: parameters, moments and
+    /// copies keep their bits. What became of it comes as [`UPDATE_RESULTS`] values.
+    fn clip_and_update(
+        &self,
+        step: AdamW,
+        max_norm: Option<f64>,
+        guard: &mut Self::Guard,
+        flat: Flat<'_, Self::Full>,
+        refresh: Refresh<'_, '_, Self>,
+    ) -> Result<Self::Later, Error>;
 }

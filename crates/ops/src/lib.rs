@@ -15,11 +15,12 @@ mod rope;
 mod sequences;
 mod storage;
 mod stored;
+mod timed;
 
 pub use device::DeviceKernels;
 pub use error::Error;
 pub use fixed::{Fixed, Index, RowNames, Tag};
-pub use kernels::{Attention, AttentionGradients, Kernels};
+pub use kernels::{Attention, AttentionGradients, Flat, Kernels, Refresh, UPDATE_RESULTS};
 pub use mat::{Mat, MatMut};
 pub use reference::RefKernels;
 pub use rng::{DropoutKey, FillKey, Philox};
@@ -27,7 +28,9 @@ pub use rope::RopeTable;
 pub use sequences::Sequences;
 pub use storage::{Calls, Storage};
 pub use stored::{Stored, StoredType};
+pub use timed::{OpTime, Phase, Timed, Times};
 pub use tunesmith_kernels::cpu::AdamW;
+pub use tunesmith_kernels::gpu::adamw::Segment;
 
 pub use tunesmith_kernels::gpu::{DeviceMemory, Error as DeviceError};
 

@@ -1,17 +1,18 @@
 //! [`RefKernels`]: the CPU backend, f32 throughout.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use tunesmith_kernels::cpu::{self, BackwardInputs, Document, GradientsMut, Heads, HeadsRef};
 
 use crate::error::{expect, in_vocabulary};
-use crate::kernels::{Attention, AttentionGradients, Kernels};
+use crate::kernels::{Attention, AttentionGradients, Flat, Kernels, Refresh};
 use crate::stored::TASK;
 use crate::{
-    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences,
-    Storage, Stored,
+    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Segment,
+    Sequences, Storage, Stored,
 };
 
 /// Logits held at a time by the chunked cross-entropy, in values (64 MiB). The head is read once per chunk, so a
@@ -537,6 +538,10 @@ impl Kernels for RefKernels {
         Ok(end.duration_since(*start))
     }
 
+    fn name(&self) -> String {
+        "CPU".to_owned()
+    }
+
     // Memory.
 
     fn storage(&self) -> Storage {
@@ -545,5 +550,83 @@ impl Kernels for RefKernels {
 
     fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
         Ok(None)
+    }
+
+    // A training step that never waits for the device: here everything is ready at once.
+
+    type Later = Vec<f64>;
+    /// Whether all was finite.
+    type Guard = bool;
+    type Copies = Vec<Segment>;
+
+    fn row_padding(&self) -> usize {
+        1
+    }
+
+    fn ahead(&self) -> usize {
+        0
+    }
+
+    fn read_later(&self, buf: &Buf, range: Range<usize>) -> Result<Vec<f64>, Error> {
+        let values = buf.get(range.clone());
+        let values =
+            values.ok_or_else(|| Error::shape("read_later", format!("{range:?} of {}", buf.len())))?;
+        Ok(values.iter().copied().map(f64::from).collect())
+    }
+
+    fn wait(&self, later: Vec<f64>) -> Result<Vec<f64>, Error> {
+        Ok(later)
+    }
+
+    fn guard(&self) -> Result<bool, Error> {
+        Ok(true)
+    }
+
+    fn clear_guard(&self, guard: &mut bool) -> Result<(), Error> {
+        *guard = true;
+        Ok(())
+    }
+
+    fn watch(&self, losses: &Buf, n: usize, guard: &mut bool) -> Result<(), Error> {
+        expect("watch", losses.len() >= n, || format!("{n} losses of {}", losses.len()))?;
+        *guard &= losses[..n].iter().all(|loss| loss.is_finite());
+        Ok(())
+    }
+
+    fn copies(&self, n: usize, to: &[&Buf], segments: &[Segment]) -> Result<Vec<Segment>, Error> {
+        for s in segments {
+            expect("copies", s.to < to.len() && s.start + s.rows * s.cols <= n, || {
+                format!("{s:?} of {n} parameters and {} buffers", to.len())
+            })?;
+            fits("copies", to[s.to].len(), s.at, s.rows, s.cols, s.ld)?;
+        }
+        Ok(segments.to_vec())
+    }
+
+    fn clip_and_update(
+        &self,
+        step: AdamW,
+        max_norm: Option<f64>,
+        guard: &mut bool,
+        flat: Flat<'_, Buf>,
+        refresh: Refresh<'_, '_, Self>,
+    ) -> Result<Vec<f64>, Error> {
+        let norm = self.norm(flat.g)?;
+        let factor = max_norm.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0));
+        *guard &= norm.is_finite();
+        if *guard {
+            let step = AdamW { grad_scale: step.grad_scale * factor as f32, ..step };
+            self.adamw(step, flat.p, flat.g, flat.m, flat.v)?;
+            for s in refresh.copies {
+                let m = Mat { at: s.start, ..Mat::new(&*flat.p, s.rows, s.cols, s.cols) };
+                let buffers = refresh.to.len();
+                let Some(buf) = refresh.to.get_mut(s.to) else {
+                    return Err(Error::shape("clip_and_update", format!("{s:?} with {buffers} buffers")));
+                };
+                let out = MatMut { buf: &mut **buf, at: s.at, rows: s.rows, cols: s.cols, ld: s.ld };
+                self.cast(s.factor, m, out)?;
+            }
+        }
+        Ok(vec![norm, factor, f64::from(u8::from(*guard))])
     }
 }

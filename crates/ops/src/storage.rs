@@ -7,6 +7,8 @@ pub struct Storage {
     pub bytes: usize,
     /// See [`crate::Kernels::rank_padding`].
     pub rank_padding: usize,
+    /// See [`crate::Kernels::row_padding`].
+    pub row_padding: usize,
     /// Whether it is that of a device with memory of its own.
     device: bool,
 }
@@ -16,8 +18,6 @@ pub struct Storage {
 pub struct Calls {
     /// Tokens of a batch.
     pub rows: usize,
-    /// Documents of a batch.
-    pub documents: usize,
     /// Whether gradients are computed.
     pub training: bool,
     /// Whether inputs are dropped.
@@ -28,15 +28,17 @@ pub struct Calls {
     pub heads: usize,
     /// Size of a head.
     pub head_dim: usize,
+    /// Width of the residual stream.
+    pub width: usize,
     /// Positions of the longest document.
     pub positions: usize,
 }
 
 impl Storage {
     /// [`crate::RefKernels`].
-    pub const CPU: Self = Self { bytes: 4, rank_padding: 16, device: false };
+    pub const CPU: Self = Self { bytes: 4, rank_padding: 16, row_padding: 1, device: false };
     /// [`crate::DeviceKernels`], on whatever device.
-    pub const DEVICE: Self = Self { bytes: 2, rank_padding: 64, device: true };
+    pub const DEVICE: Self = Self { bytes: 2, rank_padding: 64, row_padding: 128, device: true };
 
     /// Whether it is that of a device with memory of its own.
     pub fn is_device(self) -> bool {

@@ -5,8 +5,8 @@
 
 use tunesmith_emulator::{backends, check};
 use tunesmith_ops::{
-    AdamW, Attention, AttentionGradients, DeviceKernels, DropoutKey, Index, Kernels, Mat, MatMut, RefKernels,
-    RopeTable, RowNames, Sequences,
+    AdamW, Attention, AttentionGradients, DeviceKernels, DropoutKey, Flat, Index, Kernels, Mat, MatMut,
+    RefKernels, Refresh, RopeTable, RowNames, Segment, Sequences,
 };
 
 /// One rounding to bf16, and two or three of them (research: 1.7e-3 a rounding in relative L2).
@@ -276,3 +276,129 @@ fn optimizer<K: Kernels>(k: &K) -> Vec<(&'static str, Vec<f32>)> {
     vec![("p", read(&p)), ("m", read(&m)), ("v", read(&v)), ("norm", vec![norm as f32])]
 }
 agree!(optimizer_agrees, 1e-6, optimizer);
+
+/// Parameters, moments, two buffers with copies, and a guard.
+struct Trained<K: Kernels> {
+    flat: [K::Full; 3],
+    to: [K::Buf; 2],
+    copies: K::Copies,
+    guard: K::Guard,
+    steps: u64,
+}
+
+impl<K: Kernels> Trained<K> {
+    fn new(k: &K, n: usize) -> Self {
+        let to = [k.zeros(400).unwrap(), k.zeros(640).unwrap()];
+        let segment =
+            |start, rows, cols, to, at, ld, factor| Segment { start, rows, cols, to, at, ld, factor };
+        let segments = [
+            segment(4, 8, 32, 0, 8, 40, 1.0),
+            segment(300, 30, 5, 1, 16, 20, 2.5),
+            segment(501, 1, 7, 0, 0, 7, 0.5),
+        ];
+        let copies = k.copies(n, &[&to[0], &to[1]], &segments).unwrap();
+        let flat = [full(k, &values(n, 2)), full(k, &vec![0.0; n]), full(k, &vec![0.0; n])];
+        Self { flat, to, copies, guard: k.guard().unwrap(), steps: 0 }
+    }
+
+    /// One update; norm, factor, and whether it took place.
+    fn update(&mut self, k: &K, g: &[f32], max_norm: Option<f64>) -> Vec<f64> {
+        self.steps += 1;
+        let step = AdamW {
+            lr: 1e-2,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            step: self.steps,
+            grad_scale: 1.0,
+        };
+        let g = full(k, g);
+        let [p, m, v] = &mut self.flat;
+        let [a, b] = &mut self.to;
+        let refresh = Refresh { copies: &self.copies, to: &mut [a, b] };
+        let later =
+            k.clip_and_update(step, max_norm, &mut self.guard, Flat { p, g: &g, m, v }, refresh).unwrap();
+        k.wait(later).unwrap()
+    }
+
+    fn all(&self, k: &K) -> Vec<(&'static str, Vec<f32>)> {
+        let [p, m, v] = self.flat.each_ref().map(|x| k.read_full(x).unwrap());
+        let [a, b] = self.to.each_ref();
+        let read = |buf, n| k.read(Mat::new(buf, 1, n, n)).unwrap();
+        vec![("p", p), ("m", m), ("v", v), ("first copies", read(a, 400)), ("second copies", read(b, 640))]
+    }
+}
+
+fn clipped_updates<K: Kernels>(k: &K) -> Vec<(&'static str, Vec<f32>)> {
+    let n = 1003;
+    let mut trained = Trained::new(k, n);
+    let results: Vec<f32> = [Some(0.5), None, Some(1e6)]
+        .into_iter()
+        .enumerate()
+        .flat_map(|(i, max_norm)| trained.update(k, &values(n, 10 + i as u64), max_norm))
+        .map(|v| v as f32)
+        .collect();
+    assert!(results[1] < 0.1 && results[4] == 1.0 && results[7] == 1.0, "{results:?}");
+    let mut all = trained.all(k);
+    all.push(("norm, factor, flag", results));
+    all
+}
+agree!(clipped_updates_agree, ONE_ROUNDING, clipped_updates);
+
+/// A loss or a gradient that is not finite stops its own update and all later ones, bit for bit, until the guard is
+/// cleared; then all goes on as if it had not been.
+fn a_bad_step<K: Kernels>(k: &K) -> Vec<(&'static str, Vec<f32>)> {
+    let n = 1003;
+    let good = values(n, 1);
+    let mut bad = good.clone();
+    bad[n - 1] = f32::NAN;
+    let losses = full(k, &[1.0, f32::INFINITY, 2.0]);
+    for spoil in 0..3 {
+        let mut trained = Trained::new(k, n);
+        trained.update(k, &good, Some(1.0));
+        k.watch(&losses, 1, &mut trained.guard).unwrap();
+        assert_eq!(trained.update(k, &good, None)[2], 1.0, "the first loss is finite");
+        let before = trained.all(k);
+        match spoil {
+            0 => {}
+            1 => k.watch(&losses, 2, &mut trained.guard).unwrap(),
+            _ => {
+                let results = trained.update(k, &bad, Some(1.0));
+                assert!(!results[0].is_finite() && results[2] == 0.0, "{results:?}");
+            }
+        }
+        for _ in 0..2 {
+            let results = trained.update(k, &good, Some(1.0));
+            assert!(results[0].is_finite());
+            assert_eq!((results[2] == 1.0, trained.all(k) == before), (spoil == 0, spoil != 0), "{spoil}");
+        }
+        if spoil > 0 {
+            k.clear_guard(&mut trained.guard).unwrap();
+            trained.steps = 2;
+            assert_eq!(trained.update(k, &good, Some(1.0))[2], 1.0);
+            let mut never = Trained::new(k, n);
+            never.update(k, &good, Some(1.0));
+            never.update(k, &good, None);
+            never.update(k, &good, Some(1.0));
+            assert!(trained.all(k) == never.all(k), "{spoil}: not as if it had never been");
+        }
+    }
+    Vec::new()
+}
+agree!(a_bad_step_changes_nothing, 0.0, a_bad_step);
+
+fn late_reads<K: Kernels>(k: &K) -> Vec<(&'static str, Vec<f32>)> {
+    let mut x = full(k, &values(50, 4));
+    let first = k.read_later(&x, 3..40).unwrap();
+    k.write_full(&values(50, 5), &mut x, 0).unwrap();
+    let second = k.read_later(&x, 0..50).unwrap();
+    k.clear_full(&mut x).unwrap();
+    let wait = |later| k.wait(later).unwrap().iter().map(|&v| v as f32).collect::<Vec<f32>>();
+    assert_eq!(wait(second), values(50, 5));
+    assert_eq!(wait(first), values(50, 4)[3..40]);
+    assert_eq!(wait(k.read_later(&x, 9..9).unwrap()), [0.0; 0]);
+    k.read_later(&x, 9..51).unwrap_err();
+    Vec::new()
+}
+agree!(late_reads_are_of_their_time, 0.0, late_reads);

@@ -3,6 +3,8 @@ use std::path::{Path, PathBuf};
 
 use tunesmith_data::Place;
 
+use crate::plan::Shortage;
+
 /// What can stop a run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -54,6 +56,19 @@ pub enum Error {
         /// Where the rows stand in the validation data.
         places: Vec<Place>,
     },
+    /// An update that the device has left out although all of its numbers were finite.
+    #[error(
+        "The device has not made the update of step {step}, and every loss and gradient of it was finite; this is a fault of the device or of tunesmith, and `tunesmith selftest` may tell which"
+    )]
+    NoUpdate {
+        /// Optimizer step, from 1.
+        step: usize,
+    },
+    /// No thread to read rows ahead.
+    #[error(
+        "No thread could be started to read rows ahead of the device: {0}; see what limits this user's processes"
+    )]
+    Thread(#[source] io::Error),
     /// A checkpoint that cannot be written or gone on from.
     #[error("`{}` {problem}", path.display())]
     Checkpoint {
@@ -78,6 +93,17 @@ pub enum Error {
         /// What does not fit, and what to do.
         why: String,
     },
+    /// No way to run fits the memory.
+    #[error(transparent)]
+    NoRoom(#[from] Box<Shortage>),
+    /// Memory ran out for or in micro-batches of this size.
+    #[error("{source}, with micro-batches of up to {tokens} tokens")]
+    Memory {
+        /// The most tokens of a micro-batch.
+        tokens: usize,
+        /// What could not be had.
+        source: tunesmith_ops::Error,
+    },
     /// The rows could not be read back or packed.
     #[error(transparent)]
     Data(#[from] tunesmith_data::Error),
@@ -93,8 +119,30 @@ pub enum Error {
 }
 
 impl Error {
+    /// The step that this says has failed, and with it all after it.
+    pub(crate) fn bad_step(&self) -> Option<usize> {
+        match self {
+            Self::LossNotFinite { step, .. }
+            | Self::GradientNotFinite { step, .. }
+            | Self::NoUpdate { step } => Some(*step),
+            _ => None,
+        }
+    }
+
     pub(crate) fn checkpoint(path: &Path, problem: String) -> Self {
         Self::Checkpoint { path: path.to_owned(), problem }
+    }
+
+    /// Says of what size the micro-batches were that memory ran out for; another error stays what it is.
+    pub(crate) fn with_micro_batch(self, tokens: usize) -> Self {
+        match self {
+            Self::Ops(source) | Self::Model(tunesmith_model::Error::Ops(source))
+                if source.is_out_of_memory() =>
+            {
+                Self::Memory { tokens, source }
+            }
+            other => other,
+        }
     }
 
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {

@@ -49,7 +49,8 @@ pub enum Event {
         tokens: usize,
         /// Tokens of the step that count in the loss.
         trained_tokens: usize,
-        /// Wall time of the step in seconds.
+        /// Wall time of the step in seconds: since it was begun or, where a device is never idle between steps, since the
+        /// outcome of the one before.
         seconds: f64,
     },
     /// The loss on the held-out rows.

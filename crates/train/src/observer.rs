@@ -39,11 +39,24 @@ pub trait Observer {
         false
     }
 
-    /// A sign of life: called after every micro-batch.
+    /// A sign of life: called after every micro-batch. Where a device works behind the host, it is called when a
+    /// micro-batch is queued and the one before the last is done: one that hangs stops it.
     fn beat(&mut self) {}
 
-    /// Called after each optimizer step and the evaluation that follows it, if any, and once more when the run stops
-    /// because it was asked to (then perhaps at step 0, or at a step whose evaluation is not made yet).
+    /// Whether [`Observer::at_step`] has something to do at this point. Asked only where a device is still busy with the
+    /// step, for that call waits for it: where the answer is no, it is left out. At the end of an epoch, after an
+    /// evaluation and when the run ends it is made in any case.
+    ///
+    /// # Errors
+    /// As for [`Observer::at_step`].
+    fn wants_step(&mut self, point: &StepPoint) -> Result<bool, ObserverError> {
+        let _ = point;
+        Ok(true)
+    }
+
+    /// Called after each optimizer step and the evaluation that follows it, if any (but see
+    /// [`Observer::wants_step`]), and once more when the run stops because it was asked to (then perhaps at step 0, or at a
+    /// step whose evaluation is not made yet).
     ///
     /// `snapshot` copies the run's state to the host; it costs nothing when it is not called.
     ///

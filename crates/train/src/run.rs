@@ -7,9 +7,9 @@ use tunesmith_ops::Kernels;
 
 use crate::ending::{End, Summary};
 use crate::observer::{Observer, ObserverError, StepPoint};
-use crate::order::epoch_order;
+use crate::prefetch::{Position, Prefetch};
 use crate::schedule::Schedule;
-use crate::{EpochPlan, Error, Event, Exact, RowLoss, RunState, Snapshot, TrainConfig, Trainer};
+use crate::{EpochPlan, Error, Event, Exact, RowLoss, RunState, Snapshot, StepOutcome, TrainConfig, Trainer};
 
 /// Rows of an evaluation that are in memory at once: a multiple of every usual batch size.
 const EVALUATED_AT_ONCE: usize = 1 << 12;
@@ -38,13 +38,19 @@ pub struct RunInput<'a, T: ?Sized, V: ?Sized> {
 /// parameters of the best one in the end; one that was never trained, before the first step, is no candidate.
 ///
 /// From a snapshot it goes on as if it had never stopped: the same rows in the same order, the same dropout, the same
-/// sums, so the same bits on the same device. A stop takes effect within one micro-batch; the step or evaluation it
+/// sums, so the same bits on the CPU. On a device the same numbers: in another process it may choose other algorithms for
+/// its products ([`tunesmith_ops::Kernels::tune`]). A stop takes effect within one micro-batch; the step or evaluation it
 /// cuts off is thrown away, and done again by whoever goes on.
+///
+/// A device is kept busy: a step is queued while the one before is under way, so that its event comes one step late.
+/// Whatever looks at the state of the run (an evaluation, a snapshot, the end of an epoch, a stop) waits for all steps
+/// first. A number that is not finite is seen late too, but the device leaves out every update from that step on. On the
+/// CPU nothing is late.
 ///
 /// # Errors
 /// Settings out of range, nothing to train on, a snapshot of another run, numbers that are not finite, a device
 /// fault, or an observer that could not take an event or a snapshot.
-pub fn train<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized>(
+pub fn train<K: Kernels, T: Examples + Sync + ?Sized, V: Examples + ?Sized>(
     trainer: &mut Trainer<K>,
     input: RunInput<'_, T, V>,
     observer: &mut dyn Observer,
@@ -69,59 +75,99 @@ pub fn train<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized>(
         trainer.restore(&snapshot)?;
         state = snapshot.state;
     }
-    let mut run = Run {
-        schedule: Schedule::new(config, total_steps),
-        per_epoch,
-        trainer,
-        train,
-        validation,
-        config,
-        observer,
-        plan,
-        state,
-        best_parameters,
-    };
-    if resumed {
-        run.emit(&Event::Resumed { step: run.state.step })?;
-    }
-    run.emit(&Event::Plan {
-        train_examples: train.len(),
-        validation_examples: validation.len(),
-        total_steps,
-        epochs: run.plan.epochs,
-        epochs_rule: run.plan.rule.clone(),
-        trainable_parameters: run.trainer.decoder().layout().len(),
-        tokens_per_epoch: (0..train.len()).map(|i| train.tokens(i)).sum(),
-        trained_tokens_per_epoch: trained,
-    })?;
-    if let Some(end) = run.go()? {
-        return run.finish(end);
-    }
-    run.at_step(false, true)?;
-    Ok(run.summary(true))
+    let schedule = Schedule::new(config, total_steps);
+    let capacity = trainer.capacity();
+    std::thread::scope(|scope| {
+        let position = position(&state);
+        let collator = trainer.collator().clone();
+        let steps = Prefetch::start(scope, train, collator, config, position, total_steps)?;
+        let mut run = Run {
+            schedule,
+            per_epoch,
+            trainer,
+            train: Rows {
+                examples: train.len(),
+                trained,
+                tokens: (0..train.len()).map(|i| train.tokens(i)).sum(),
+            },
+            validation,
+            observer,
+            plan,
+            position,
+            steps,
+            since: None,
+            state,
+            best_parameters,
+        };
+        run.begin(resumed)?;
+        if let Some(end) = run.go().map_err(|error| error.with_micro_batch(capacity))? {
+            return run.finish(end);
+        }
+        run.at_step(false, true)?;
+        Ok(run.summary(true))
+    })
+}
+
+/// Where the state of a run stands.
+fn position(state: &RunState) -> Position {
+    Position { step: state.step, epoch: state.epoch, batch: state.batch }
 }
 
 /// `None` where work was cut off because the observer asked the run to stop.
 type Unless<T> = Option<T>;
 
-struct Run<'a, K: Kernels, T: ?Sized, V: ?Sized> {
+/// How much there is to train on.
+struct Rows {
+    examples: usize,
+    tokens: usize,
+    trained: usize,
+}
+
+struct Run<'a, K: Kernels, V: ?Sized> {
     trainer: &'a mut Trainer<K>,
-    train: &'a T,
+    train: Rows,
     validation: &'a V,
-    config: &'a TrainConfig,
     observer: &'a mut dyn Observer,
     schedule: Schedule,
     /// Steps of an epoch.
     per_epoch: usize,
     plan: EpochPlan,
+    /// After the last step whose outcome is known.
     state: RunState,
+    /// After the last step that is queued.
+    position: Position,
+    steps: Prefetch,
+    /// The last outcome, or when the device was given something to do again; nothing while no step is queued.
+    since: Option<Instant>,
     /// Those of `state.best`, where the plan keeps the best ones.
     best_parameters: Option<Vec<f32>>,
 }
 
-impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
+impl<K: Kernels, V: Examples + ?Sized> Run<'_, K, V> {
     fn emit(&mut self, event: &Event) -> Result<(), Error> {
         self.observer.event(event).map_err(own)
+    }
+
+    /// Says what will be done, and brings a device to its speed.
+    fn begin(&mut self, resumed: bool) -> Result<(), Error> {
+        if resumed {
+            self.emit(&Event::Resumed { step: self.state.step })?;
+        }
+        self.emit(&Event::Plan {
+            train_examples: self.train.examples,
+            validation_examples: self.validation.len(),
+            total_steps: self.state.total_steps,
+            epochs: self.plan.epochs,
+            epochs_rule: self.plan.rule.clone(),
+            trainable_parameters: self.trainer.decoder().layout().len(),
+            tokens_per_epoch: self.train.tokens,
+            trained_tokens_per_epoch: self.train.trained,
+        })?;
+        if self.trainer.is_cold() && self.end().is_none() {
+            self.trainer.warm_up()?;
+            self.observer.beat();
+        }
+        Ok(())
     }
 
     /// To the end, from wherever the state is.
@@ -133,22 +179,22 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
                 self.at_step(is_best, false)?;
             }
         }
-        let mut order = Vec::new();
         loop {
             if let Some(end) = self.end() {
                 return Ok(Some(end));
             }
             if self.observer.should_stop() {
+                self.drain()?;
                 return Ok(None);
             }
-            let (epoch, batch) = self.next_batch();
-            if order.is_empty() || batch == 0 {
-                order = epoch_order(self.config.seed, epoch, self.train.len());
-            }
-            let start = batch * self.config.batch_size;
-            let end = order.len().min(start + self.config.batch_size);
-            if self.step(&order[start..end])?.is_none() {
+            if self.step()?.is_none() {
                 return Ok(None);
+            }
+            if self.trainer.is_pending() {
+                if !self.must_wait()? {
+                    continue;
+                }
+                self.drain()?;
             }
             let mut is_best = false;
             if self.evaluation_is_due() {
@@ -159,6 +205,24 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
             }
             self.at_step(is_best, false)?;
         }
+    }
+
+    /// Whether somebody has to look at the run as it is after the step that was queued last.
+    fn must_wait(&mut self) -> Result<bool, Error> {
+        let Position { step, batch, .. } = self.position;
+        // After the first its gradients are looked at.
+        if step == 1
+            || step == self.state.total_steps
+            || batch == self.per_epoch
+            || self.is_evaluated_after(batch)
+        {
+            return Ok(true);
+        }
+        let total_steps = self.state.total_steps;
+        let (end_of_epoch, evaluated, is_best) = (None, false, false);
+        let point =
+            StepPoint { step, total_steps, end_of_epoch, evaluated, is_best, last: false, stopping: false };
+        self.observer.wants_step(&point).map_err(own)
     }
 
     /// Whether and why training ends here.
@@ -184,12 +248,6 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
         Summary::new(&self.state, &self.plan, self.epochs_done(), stopped)
     }
 
-    /// Epoch and batch, from 0, of the next step. The state goes there only once the step is done.
-    fn next_batch(&self) -> (usize, usize) {
-        let state = &self.state;
-        if state.batch == self.per_epoch { (state.epoch + 1, 0) } else { (state.epoch, state.batch) }
-    }
-
     /// Epochs done, with a fraction.
     fn epochs_done(&self) -> f64 {
         self.state.epoch as f64 + self.state.batch as f64 / self.per_epoch as f64
@@ -197,12 +255,16 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
 
     fn evaluation_is_due(&self) -> bool {
         let state = &self.state;
-        let per_epoch = self.plan.evaluations_per_epoch;
-        if per_epoch == 0 || state.evaluated_step == Some(state.step) {
+        if self.plan.evaluations_per_epoch == 0 || state.evaluated_step == Some(state.step) {
             return false;
         }
-        let part = |batch: usize| batch * per_epoch / self.per_epoch;
-        state.step == 0 || part(state.batch) > part(state.batch - 1)
+        state.step == 0 || self.is_evaluated_after(state.batch)
+    }
+
+    /// Whether there is an evaluation after this batch of an epoch, from 1.
+    fn is_evaluated_after(&self, batch: usize) -> bool {
+        let part = |batch: usize| batch * self.plan.evaluations_per_epoch / self.per_epoch;
+        part(batch) > part(batch - 1)
     }
 
     /// Tells the observer where the run stands.
@@ -216,7 +278,7 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
             last: !stopping && self.end().is_some(),
             stopping,
         };
-        let (trainer, state) = (&self.trainer, &self.state);
+        let (trainer, state) = (&mut *self.trainer, &self.state);
         // Where they are the current ones they need not be kept twice.
         let other = state.best.as_ref().is_some_and(|best| best.step != state.step);
         let best = self.best_parameters.as_ref().filter(|_| other);
@@ -224,25 +286,52 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
         self.observer.at_step(&point, &mut snapshot).map_err(own)
     }
 
-    /// One step on the rows of these numbers.
-    fn step(&mut self, rows: &[usize]) -> Result<Unless<()>, Error> {
-        let rows = rows.iter().map(|&r| self.train.get(r)).collect::<Result<Vec<_>, _>>()?;
-        let rows: Vec<&Example> = rows.iter().map(AsRef::as_ref).collect();
+    /// Queues one step, and takes what came of those before, or of this one if it is done already.
+    fn step(&mut self) -> Result<Unless<()>, Error> {
+        self.since.get_or_insert_with(Instant::now);
+        let learning_rate = self.schedule.rate(self.position.step);
+        let (trainer, observer) = (&mut *self.trainer, &mut *self.observer);
+        let queued = self
+            .steps
+            .next()
+            .and_then(|step| trainer.queue(step, learning_rate, &mut || going_on(&mut *observer)));
+        if !matches!(queued, Ok(true)) {
+            // What went wrong before this step comes first.
+            self.drain()?;
+            self.since = None;
+            return queued.map(|_| None);
+        }
+        self.position = self.position.next(self.per_epoch);
+        self.account()?;
+        Ok(Some(()))
+    }
+
+    /// Waits for all that is queued.
+    fn drain(&mut self) -> Result<(), Error> {
+        let drained = self.trainer.drain();
+        self.account()?;
+        drained
+    }
+
+    /// Enters the outcomes that are there into the state, and tells of them.
+    fn account(&mut self) -> Result<(), Error> {
+        for outcome in self.trainer.outcomes() {
+            let now = Instant::now();
+            let seconds = self.since.map_or(0.0, |since| (now - since).as_secs_f64());
+            self.since = self.trainer.is_pending().then_some(now);
+            self.account_for(&outcome, seconds)?;
+        }
+        Ok(())
+    }
+
+    fn account_for(&mut self, outcome: &StepOutcome, seconds: f64) -> Result<(), Error> {
         let learning_rate = self.schedule.rate(self.state.step);
-        let started = Instant::now();
-        let observer = &mut *self.observer;
-        let mut go_on = || going_on(observer);
-        let Some(outcome) = self.trainer.step_while(&rows, learning_rate, &mut go_on)? else {
-            return Ok(None);
-        };
-        let seconds = started.elapsed().as_secs_f64();
-        let (epoch, batch) = self.next_batch();
+        let next = position(&self.state).next(self.per_epoch);
         let state = &mut self.state;
-        if batch == 0 {
+        if next.batch == 1 {
             (state.epoch_loss, state.epoch_trained_tokens) = (Exact(0.0), 0);
         }
-        (state.epoch, state.batch) = (epoch, batch + 1);
-        state.step += 1;
+        (state.step, state.epoch, state.batch) = (next.step, next.epoch, next.batch);
         state.tokens += outcome.tokens;
         state.trained_tokens += outcome.trained_tokens;
         state.train_seconds.0 += seconds;
@@ -264,7 +353,7 @@ impl<K: Kernels, T: Examples + ?Sized, V: Examples + ?Sized> Run<'_, K, T, V> {
         if self.state.step == 1 {
             self.warn_of_untouched()?;
         }
-        Ok(Some(()))
+        Ok(())
     }
 
     /// At the first step B is zero, so A has no gradient, but every B has one unless its linear is cut off from the

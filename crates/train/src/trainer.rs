@@ -1,14 +1,23 @@
 //! One optimizer step, and one evaluation.
 
-use tunesmith_data::{Example, Place, pack};
-use tunesmith_model::{Batch, Decoder, Document, DropoutStep, Keep, Workspace};
+mod batches;
+mod cut;
+mod pending;
+mod warm_up;
+
+use std::collections::VecDeque;
+
+use tunesmith_data::Example;
+use tunesmith_model::{Decoder, Workspace};
 use tunesmith_ops::{AdamW, Kernels};
 
-use crate::{Error, Recompute, RunState, Snapshot, TrainConfig};
+pub(crate) use batches::Collator;
+pub use batches::PreparedStep;
+use batches::{MicroBatch, Origin};
+use pending::{Pending, Update};
 
-/// Tokens of a micro-batch when its size is left to us: enough rows to keep the matrix products busy, few enough to
-/// keep the activations small.
-const MICRO_BATCH_TOKENS: usize = 2048;
+use crate::plan::{Lengths, MicroBatches};
+use crate::{Error, RunState, Snapshot, TrainConfig};
 
 /// What one optimizer step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,20 +42,26 @@ pub struct RowLoss {
 }
 
 /// A decoder with what its training needs: gradients, both moments of AdamW, activations.
+///
+/// Work is queued on the device, and its results are read late: while one micro-batch is under way the next is queued. On
+/// the CPU everything is done when a call returns. [`Trainer::step`] and [`Trainer::evaluate`] wait for what they give;
+/// [`Trainer::queue`] does not.
 #[derive(Debug)]
 pub struct Trainer<K: Kernels> {
     decoder: Decoder<K>,
-    config: TrainConfig,
+    collator: Collator,
     lora_dropout: f32,
     gradients: K::Full,
     first_moment: K::Full,
     second_moment: K::Full,
+    guard: K::Guard,
     workspace: Workspace<K>,
-    /// Most tokens of a micro-batch.
-    capacity: usize,
-    /// Micro-batches are made this many times smaller.
-    divisor: usize,
+    /// Rows of the documents that fill one.
+    fullest: Vec<usize>,
+    is_warm: bool,
+    /// Steps whose update is queued.
     steps: u64,
+    pending: Pending<K::Later>,
 }
 
 impl<K: Kernels> Trainer<K> {
@@ -83,48 +98,17 @@ impl<K: Kernels> Trainer<K> {
     /// # Errors
     /// As [`Trainer::for_lengths`].
     pub fn with_divisor(
-        mut decoder: Decoder<K>,
+        decoder: Decoder<K>,
         config: &TrainConfig,
         lora_dropout: f32,
         lengths: impl IntoIterator<Item = usize>,
         divisor: usize,
     ) -> Result<Self, Error> {
-        if decoder.layout().is_empty() {
-            return Err(Error::NoAdapter);
-        }
-        let mut lengths: Vec<usize> = lengths.into_iter().collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        let longest = lengths.first().copied().unwrap_or(0);
-        decoder.prepare_positions(longest);
-        let capacity = match micro_batch_rows(config, divisor) {
-            Some(rows) => lengths.iter().take(rows).sum(),
-            None => {
-                longest.max(micro_batch_tokens(divisor).min(lengths.iter().take(config.batch_size).sum()))
-            }
-        };
-        let keep = match config.recompute {
-            Recompute::None => Keep::All,
-            Recompute::Mlp => Keep::NoMlp,
-            Recompute::Min2 => Keep::Residuals,
-            Recompute::Min => Keep::Input,
-        };
-        let keep = vec![keep; decoder.config().num_hidden_layers];
-        let workspace = decoder.training_workspace(capacity, &keep, lora_dropout > 0.0)?;
-        let (k, n) = (decoder.kernels(), decoder.layout().len());
-        let (gradients, first_moment) = (k.zeros_full(n)?, k.zeros_full(n)?);
-        let second_moment = k.zeros_full(n)?;
-        Ok(Self {
-            config: config.clone(),
-            lora_dropout,
-            gradients,
-            first_moment,
-            second_moment,
-            workspace,
-            capacity,
-            divisor,
-            steps: 0,
-            decoder,
-        })
+        let lengths: Lengths = lengths.into_iter().collect();
+        let cut = MicroBatches::usual(config, &lengths, decoder.config().num_hidden_layers, divisor);
+        let mut trainer = Self::bare(decoder, config, lora_dropout, &lengths)?;
+        trainer.recut(cut, &lengths)?;
+        Ok(trainer)
     }
 
     /// The model as it is now.
@@ -134,7 +118,7 @@ impl<K: Kernels> Trainer<K> {
 
     /// Most tokens that a micro-batch can have.
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.collator.cut.capacity
     }
 
     /// Gives the model back.
@@ -142,63 +126,54 @@ impl<K: Kernels> Trainer<K> {
         self.decoder
     }
 
+    /// How rows become the steps that [`Trainer::queue`] takes.
+    pub(crate) fn collator(&self) -> &Collator {
+        &self.collator
+    }
+
+    /// Whether a warm-up would do any good: work is queued, and none was made yet.
+    pub(crate) fn is_cold(&self) -> bool {
+        self.ahead() > 0 && !self.is_warm
+    }
+
+    fn ahead(&self) -> usize {
+        self.decoder.kernels().ahead()
+    }
+
     /// Loss of these rows and its gradient, left in the flat gradient buffer: everything of a step but the update.
     ///
     /// # Errors
     /// No trained token, a loss that is not finite (with the rows it came from), or a device fault.
     pub fn accumulate(&mut self, examples: &[&Example]) -> Result<StepOutcome, Error> {
-        self.accumulate_while(examples, &mut || true)?.ok_or_else(never_stopped)
+        self.drain()?;
+        let mut prepared = self.prepare(examples)?;
+        let norm = self.gradients_of(&mut prepared);
+        if norm.is_err() {
+            self.abandon()?;
+        }
+        let grad_norm = norm?;
+        let loss = self.pending.take_sum() / prepared.trained_tokens as f64;
+        if !grad_norm.is_finite() {
+            let step = self.steps as usize + 1;
+            return Err(Error::GradientNotFinite { step, places: prepared.places });
+        }
+        let PreparedStep { tokens, trained_tokens, .. } = prepared;
+        Ok(StepOutcome { loss, grad_norm, tokens, trained_tokens })
     }
 
-    /// As [`Trainer::accumulate`]; nothing when `go_on`, which is asked after each micro-batch, says no before the
-    /// last one is done.
-    fn accumulate_while(
-        &mut self,
-        examples: &[&Example],
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Option<StepOutcome>, Error> {
-        let step = self.steps as usize + 1;
-        let trained_tokens: usize = examples.iter().map(|e| e.trained_tokens()).sum();
-        if trained_tokens == 0 {
-            return Err(Error::NoTrainedTokens { examples: examples.len() });
-        }
-        let dropout = (self.lora_dropout > 0.0).then_some(DropoutStep {
-            p: self.lora_dropout,
-            seed: self.config.seed,
-            step: step as u32,
-        });
-        self.decoder.kernels().clear_full(&mut self.gradients)?;
-        let weight = 1.0 / trained_tokens as f32;
-        let mut sum = 0f64;
-        let micro_batches = micro_batches(&self.config, self.divisor, examples)?;
-        let last = micro_batches.len().saturating_sub(1);
-        for (i, micro) in micro_batches.iter().enumerate() {
-            let batch = batch(examples, micro);
-            let losses = self.decoder.loss_and_gradients(
-                &mut self.workspace,
-                &batch,
-                weight,
-                dropout,
-                &mut self.gradients,
-            )?;
-            let bad = not_finite(&batch, &losses, micro, examples);
-            if !bad.is_empty() {
-                return Err(Error::LossNotFinite { step, places: bad });
-            }
-            sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
-            if !go_on() && i < last {
-                return Ok(None);
-            }
-        }
-        let grad_norm = self.decoder.kernels().norm(&self.gradients)?;
-        if !grad_norm.is_finite() {
-            return Err(Error::GradientNotFinite {
-                step,
-                places: examples.iter().map(|e| e.place).collect(),
-            });
-        }
-        let tokens = examples.iter().map(|e| e.ids.len()).sum();
-        Ok(Some(StepOutcome { loss: sum / trained_tokens as f64, grad_norm, tokens, trained_tokens }))
+    /// The norm of the gradient, after all losses were read.
+    fn gradients_of(&mut self, prepared: &mut PreparedStep) -> Result<f64, Error> {
+        self.queue_gradients(prepared, &mut || true)?;
+        self.read(0)?;
+        Ok(self.decoder.kernels().norm(&self.gradients)?)
+    }
+
+    /// The micro-batches of a step on these rows, for [`Trainer::queue`].
+    ///
+    /// # Errors
+    /// No trained token.
+    pub fn prepare(&self, examples: &[&Example]) -> Result<PreparedStep, Error> {
+        self.collator.step(examples)
     }
 
     /// One optimizer step on these rows: gradient, clipping by the global norm, AdamW.
@@ -220,22 +195,134 @@ impl<K: Kernels> Trainer<K> {
         learning_rate: f64,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<StepOutcome>, Error> {
-        let Some(outcome) = self.accumulate_while(examples, go_on)? else { return Ok(None) };
-        self.steps += 1;
-        // As torch.nn.utils.clip_grad_norm_.
-        let limit = self.config.max_grad_norm;
-        let grad_scale = if limit > 0.0 { (limit / (outcome.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        self.drain()?;
+        let prepared = self.prepare(examples)?;
+        if !self.queue(prepared, learning_rate, go_on)? {
+            return Ok(None);
+        }
+        self.drain()?;
+        Ok(self.outcomes().pop())
+    }
+
+    /// Queues one optimizer step, behind those that are queued already, and returns while the device may still be busy
+    /// with it; what came of earlier ones is in [`Trainer::outcomes`]. No more than one micro-batch is queued beside the
+    /// one that is under way.
+    ///
+    /// `go_on` is asked after each micro-batch: when it says no before the last one is queued, the step is thrown away
+    /// and the answer is false. Then, and after an error, all earlier steps are done and their outcomes are there.
+    ///
+    /// # Errors
+    /// What went wrong with this step or, as an outcome comes late, with an earlier one: the error says which. That step
+    /// and all after it have changed nothing, neither parameters nor moments.
+    pub fn queue(
+        &mut self,
+        mut prepared: PreparedStep,
+        learning_rate: f64,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<bool, Error> {
+        let whole = self.queue_gradients(&mut prepared, go_on);
+        if !matches!(whole, Ok(true)) {
+            // An earlier step that failed comes first.
+            self.abandon()?;
+            return whole;
+        }
+        let config = &self.collator.config;
         let step = AdamW {
             lr: learning_rate,
-            beta1: self.config.adam_beta1,
-            beta2: self.config.adam_beta2,
-            eps: self.config.adam_epsilon,
-            weight_decay: self.config.weight_decay,
-            step: self.steps,
-            grad_scale: grad_scale as f32,
+            beta1: config.adam_beta1,
+            beta2: config.adam_beta2,
+            eps: config.adam_epsilon,
+            weight_decay: config.weight_decay,
+            step: self.steps + 1,
+            grad_scale: 1.0,
         };
-        self.decoder.update(step, &self.gradients, &mut self.first_moment, &mut self.second_moment)?;
-        Ok(Some(outcome))
+        let max_norm = (config.max_grad_norm > 0.0).then_some(config.max_grad_norm);
+        let (m, v) = (&mut self.first_moment, &mut self.second_moment);
+        let later = match self.decoder.update(step, max_norm, &mut self.guard, &self.gradients, m, v) {
+            Ok(later) => later,
+            Err(error) => {
+                self.abandon()?;
+                return Err(error.into());
+            }
+        };
+        self.steps += 1;
+        let PreparedStep { places, tokens, trained_tokens, .. } = prepared;
+        self.pending.push_update(self.steps as usize, later, Update { places, tokens, trained_tokens });
+        self.read(self.ahead())?;
+        Ok(true)
+    }
+
+    /// What came of queued steps, in their order, each once.
+    pub fn outcomes(&mut self) -> Vec<StepOutcome> {
+        self.pending.take_outcomes()
+    }
+
+    /// Whether a step is queued whose outcome is not known yet.
+    pub fn is_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Waits for the outcomes of all queued steps.
+    ///
+    /// # Errors
+    /// As [`Trainer::queue`].
+    pub fn drain(&mut self) -> Result<(), Error> {
+        self.read(0)
+    }
+
+    /// Queues the micro-batches of a step; whether to the last.
+    fn queue_gradients(
+        &mut self,
+        prepared: &mut PreparedStep,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<bool, Error> {
+        let step = self.steps as usize + 1;
+        let dropout = self.dropout(step);
+        self.decoder.kernels().clear_full(&mut self.gradients)?;
+        let weight = 1.0 / prepared.trained_tokens as f32;
+        let last = prepared.micro_batches.len().saturating_sub(1);
+        for (i, micro) in prepared.micro_batches.drain(..).enumerate() {
+            let losses = self.decoder.queue_loss_and_gradients(
+                &mut self.workspace,
+                &micro.batch,
+                weight,
+                dropout,
+                &mut self.gradients,
+                Some(&mut self.guard),
+            )?;
+            self.pending.push_losses(step, losses, micro.into());
+            self.read(self.ahead())?;
+            if !go_on() && i < last {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Throws a step away that is half queued, once the steps before it are done.
+    fn abandon(&mut self) -> Result<(), Error> {
+        self.pending.forget_step(self.steps as usize + 1);
+        self.drain()?;
+        // What was read of the step itself.
+        self.pending.take_sum();
+        // Its losses may have tripped the guard.
+        Ok(self.decoder.kernels().clear_guard(&mut self.guard)?)
+    }
+
+    /// Reads results until those of no more than `ahead` micro-batches are left. After an error nothing is left, and the
+    /// trainer stands before the step that it names.
+    fn read(&mut self, ahead: usize) -> Result<(), Error> {
+        let read = self.pending.read(self.decoder.kernels(), ahead);
+        if let Err(error) = &read {
+            self.pending.clear();
+            if let Some(step) = error.bad_step() {
+                self.steps = step as u64 - 1;
+            }
+            // No update behind the bad step took place. If even this fails, so does all that follows, and the error at
+            // hand is the one to tell.
+            let _ = self.decoder.kernels().clear_guard(&mut self.guard);
+        }
+        read
     }
 
     /// The tensors of the run as they are now, copied to the host, beside its `state` and, where they are other ones,
@@ -243,7 +330,12 @@ impl<K: Kernels> Trainer<K> {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn snapshot(&self, state: RunState, best_parameters: Option<Vec<f32>>) -> Result<Snapshot, Error> {
+    pub fn snapshot(
+        &mut self,
+        state: RunState,
+        best_parameters: Option<Vec<f32>>,
+    ) -> Result<Snapshot, Error> {
+        self.drain()?;
         let kernels = self.decoder.kernels();
         Ok(Snapshot {
             state,
@@ -260,6 +352,7 @@ impl<K: Kernels> Trainer<K> {
     /// [`Error::Resume`] when a tensor has another length than the adapter's layout, before anything is changed; or a
     /// device fault.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.drain()?;
         let needed = self.decoder.layout().len();
         let parts = [
             ("LoRA parameters", Some(&snapshot.parameters)),
@@ -293,7 +386,8 @@ impl<K: Kernels> Trainer<K> {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn gradients(&self) -> Result<Vec<f32>, Error> {
+    pub fn gradients(&mut self) -> Result<Vec<f32>, Error> {
+        self.drain()?;
         Ok(self.decoder.kernels().read_full(&self.gradients)?)
     }
 
@@ -315,82 +409,52 @@ impl<K: Kernels> Trainer<K> {
         examples: &[&Example],
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Vec<RowLoss>>, Error> {
+        self.drain()?;
         let mut out = vec![RowLoss { sum: 0.0, trained_tokens: 0 }; examples.len()];
-        let micro_batches = micro_batches(&self.config, self.divisor, examples)?;
-        let last = micro_batches.len().saturating_sub(1);
-        for (i, micro) in micro_batches.iter().enumerate() {
-            let batch = batch(examples, micro);
-            let losses = self.decoder.losses(&mut self.workspace, &batch)?;
-            let bad = not_finite(&batch, &losses, micro, examples);
-            if !bad.is_empty() {
-                return Err(Error::EvaluationNotFinite { step: self.steps as usize, places: bad });
-            }
-            for (&loss, &document) in losses.iter().zip(&batch.documents) {
-                let row = &mut out[micro[document]];
-                row.sum += f64::from(loss);
-                row.trained_tokens += 1;
+        let cut = self.collator.cut(examples)?;
+        let (ahead, last) = (self.ahead(), cut.len().saturating_sub(1));
+        let mut queued = VecDeque::new();
+        for (i, rows) in cut.into_iter().enumerate() {
+            let micro = self.collator.micro_batch(examples, rows)?;
+            let later = self.decoder.queue_losses(&mut self.workspace, &micro.batch)?;
+            queued.push_back((later, micro));
+            if queued.len() > ahead {
+                self.read_evaluation(queued.pop_front(), &mut out)?;
             }
             if !go_on() && i < last {
                 return Ok(None);
             }
         }
+        while !queued.is_empty() {
+            self.read_evaluation(queued.pop_front(), &mut out)?;
+        }
         Ok(Some(out))
+    }
+
+    /// Waits for the losses of a micro-batch of an evaluation, and adds them to those of their rows.
+    fn read_evaluation(
+        &self,
+        queued: Option<(K::Later, MicroBatch)>,
+        out: &mut [RowLoss],
+    ) -> Result<(), Error> {
+        let Some((later, micro)) = queued else { return Ok(()) };
+        let losses = self.decoder.kernels().wait(later)?;
+        for (&loss, &document) in losses.iter().zip(&micro.batch.documents) {
+            let row = &mut out[micro.rows[document]];
+            row.sum += loss;
+            row.trained_tokens += 1;
+        }
+        let places = Origin::from(micro).not_finite(&losses);
+        if places.is_empty() {
+            return Ok(());
+        }
+        Err(Error::EvaluationNotFinite { step: self.steps as usize, places })
     }
 }
 
 /// What cannot happen: work that is never asked to stop says it was stopped.
 fn never_stopped() -> Error {
     Error::Observer("work that nobody may stop was stopped".into())
-}
-
-/// Rows of a micro-batch, when they are given.
-fn micro_batch_rows(config: &TrainConfig, divisor: usize) -> Option<usize> {
-    let rows = config.micro_batch_size.min(config.batch_size.max(1)) / divisor.max(1);
-    (config.micro_batch_size > 0).then_some(rows.max(1))
-}
-
-/// Tokens of a micro-batch, when its rows are not given; a longer row is one by itself.
-fn micro_batch_tokens(divisor: usize) -> usize {
-    MICRO_BATCH_TOKENS / divisor.max(1)
-}
-
-/// Puts rows into micro-batches, each a list of their numbers: so many rows each in their order, or packed into the
-/// token budget ([`tunesmith_data::pack`]). Either way the step's loss and gradient are the same sums.
-fn micro_batches(
-    config: &TrainConfig,
-    divisor: usize,
-    examples: &[&Example],
-) -> Result<Vec<Vec<usize>>, Error> {
-    if let Some(rows) = micro_batch_rows(config, divisor) {
-        let numbers: Vec<usize> = (0..examples.len()).collect();
-        return Ok(numbers.chunks(rows).map(<[usize]>::to_vec).collect());
-    }
-    let mut out = Vec::new();
-    // An evaluation is packed a training batch at a time, so that it fits the same memory.
-    for start in (0..examples.len()).step_by(config.batch_size) {
-        let end = examples.len().min(start + config.batch_size);
-        let lengths: Vec<usize> = examples[start..end].iter().map(|e| e.ids.len()).collect();
-        let budget = micro_batch_tokens(divisor).max(lengths.iter().copied().max().unwrap_or(0));
-        let packs = pack(&lengths, budget)?;
-        out.extend(packs.into_iter().map(|p| p.into_iter().map(|i| start + i).collect::<Vec<_>>()));
-    }
-    Ok(out)
-}
-
-fn batch(examples: &[&Example], rows: &[usize]) -> Batch {
-    let documents: Vec<Document<'_>> = rows
-        .iter()
-        .map(|&i| Document { ids: &examples[i].ids, trained: &examples[i].trained, number: i as u32 })
-        .collect();
-    Batch::for_training(&documents)
-}
-
-/// Places of the rows that a non-finite loss came from.
-fn not_finite(batch: &Batch, losses: &[f32], rows: &[usize], examples: &[&Example]) -> Vec<Place> {
-    let bad = losses.iter().zip(&batch.documents).filter(|(loss, _)| !loss.is_finite());
-    let mut places: Vec<Place> = bad.map(|(_, &d)| examples[rows[d]].place).collect();
-    places.dedup();
-    places
 }
 
 #[cfg(test)]

@@ -43,6 +43,11 @@ impl Emulator {
         native::AVAILABLE
     }
 
+    /// The name of every kernel, with the bytes of each of its parameters: for a stand-in of the driver, which is asked.
+    pub fn kernels() -> Vec<(String, Vec<usize>)> {
+        native::kernels()
+    }
+
     fn words(&self, fault: &Fault) -> String {
         let mut out = fault.text.clone();
         if let Some(address) = fault.address {
@@ -67,7 +72,7 @@ fn line_of(pc: u64) -> Option<String> {
 }
 
 fn outside(call: &str, at: usize, bytes: usize) -> Error {
-    Error::Device { call: call.to_owned(), text: format!("{bytes} bytes at {at} are not inside the block") }
+    Error::Refused { call: call.to_owned(), text: format!("{bytes} bytes at {at} are not inside the block") }
 }
 
 impl Driver for Emulator {
@@ -75,8 +80,10 @@ impl Driver for Emulator {
 
     fn alloc(&self, bytes: usize) -> Result<Memory> {
         self.heap.alloc(bytes).ok_or_else(|| {
-            let (free, total) = self.heap.memory().map_or((0, 0), |m| (m.free as usize, m.total as usize));
-            Error::OutOfMemory { bytes, free, total }
+            let memory = self.heap.memory();
+            let (free, total) = memory.map_or((0, 0), |m| (m.free as usize, m.total as usize));
+            let held = memory.map_or(0, |m| m.used as usize);
+            Error::OutOfMemory { bytes, free, total, held }
         })
     }
 
@@ -145,9 +152,30 @@ impl Driver for Emulator {
         Ok(end.duration_since(*start))
     }
 
+    fn name(&self) -> String {
+        "emulator".to_owned()
+    }
+
     // Memory.
 
     fn device_memory(&self) -> Result<Option<DeviceMemory>> {
         Ok(self.heap.memory())
+    }
+
+    /// Work is done when a call returns, so the bytes are there at once.
+    type Download = Vec<u8>;
+
+    fn download_later(&self, from: &Memory, at: usize, bytes: usize) -> Result<Vec<u8>> {
+        let mut out = vec![0; bytes];
+        self.download(from, at, &mut out)?;
+        Ok(out)
+    }
+
+    fn wait(&self, download: Vec<u8>, to: &mut [u8]) -> Result<()> {
+        if download.len() != to.len() {
+            return Err(outside("wait", 0, to.len()));
+        }
+        to.copy_from_slice(&download);
+        Ok(())
     }
 }

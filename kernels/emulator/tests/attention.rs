@@ -463,6 +463,25 @@ fn a_query_without_a_number_keeps_it_to_itself() {
     }
 }
 
+/// A plan in the memory of another one, larger and smaller, is the plan that is made anew.
+#[test]
+fn plans_in_the_memory_of_others() {
+    let first = Case::new(Batch::whole(&[130, 20]), 2, 1, 32, None);
+    let second = Case::new(Batch::of(&[7, 160, 0], |_, p| p % 5 == 0), 2, 1, 32, Some(40));
+    let third = Case::new(Batch::whole(&[200, 100]), 2, 1, 32, None);
+    one_seed!(|d| {
+        let mut old = None;
+        for case in [&first, &second, &third, &second, &first] {
+            let room = Room { queries: 150, keys: 150, documents: 150 };
+            let plan = Plan::in_memory_of(old.take(), &d, case.documents(), room).unwrap();
+            assert_eq!((plan.queries(), plan.keys()), (case.batch.queries(), case.batch.keys()));
+            let own = Plan::new(&d, case.documents()).unwrap();
+            assert!(run(&d, case, &plan, false).unwrap() == run(&d, case, &own, false).unwrap());
+            old = Some(plan);
+        }
+    });
+}
+
 /// A plan of fixed length gives the same bits, and takes one batch after the other.
 #[test]
 fn plans_of_fixed_length() {

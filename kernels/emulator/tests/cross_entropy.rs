@@ -66,6 +66,18 @@ impl<D: Driver> Driver for Small<D> {
     fn between(&self, start: &D::Mark, end: &D::Mark) -> Result<Duration> {
         self.0.between(start, end)
     }
+
+    type Download = D::Download;
+    fn download_later(&self, from: &D::Memory, at: usize, bytes: usize) -> Result<D::Download> {
+        self.0.download_later(from, at, bytes)
+    }
+    fn wait(&self, download: D::Download, to: &mut [u8]) -> Result<()> {
+        self.0.wait(download, to)
+    }
+
+    fn name(&self) -> String {
+        self.0.name()
+    }
 }
 
 struct Case {

@@ -65,6 +65,18 @@ impl Driver for Paper {
     fn between(&self, (): &(), (): &()) -> Result<Duration> {
         Ok(Duration::ZERO)
     }
+
+    type Download = ();
+    fn download_later(&self, (): &(), _at: usize, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+    fn wait(&self, (): (), _to: &mut [u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        "paper".to_owned()
+    }
 }
 
 /// Where one matrix lies.

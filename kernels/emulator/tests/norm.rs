@@ -4,7 +4,7 @@
 
 use tunesmith_emulator::backends;
 use tunesmith_emulator::check::values;
-use tunesmith_kernels::gpu::norm::{OUT, PARTIALS, norm};
+use tunesmith_kernels::gpu::norm::{GUARD, OUT, PARTIALS, guarded, norm, watch};
 use tunesmith_kernels::gpu::{Driver, Slice};
 
 /// Around what a block sums at a time, and what all of them do.
@@ -131,12 +131,72 @@ fn refusals<D: Driver>(d: &D) {
         let error = norm(d, &x, Some(limit), &mut partials, &mut out).unwrap_err().to_string();
         assert_eq!(error, format!("norm: a largest norm of {limit} is not above 0"));
     }
-    let mut out = Slice::zeros(d, 2).unwrap();
-    let error = norm(d, &x, None, &mut partials, &mut out).unwrap_err().to_string();
+    let mut short = Slice::zeros(d, 2).unwrap();
+    let error = norm(d, &x, None, &mut partials, &mut short).unwrap_err().to_string();
     assert_eq!(error, "norm: room for 2 results of 3");
+    let mut none = Slice::zeros(d, 0).unwrap();
+    let error = guarded(d, &x, None, &mut none, &mut partials, &mut out).unwrap_err().to_string();
+    assert_eq!(error, "norm: a guard of 0 values");
+    assert_eq!(watch(d, &x, 4, &mut none).unwrap_err().to_string(), "watch: a guard of 0 values");
+    assert_eq!(watch(d, &x, 5, &mut short).unwrap_err().to_string(), "watch: 5 losses of 4");
 }
 
 #[test]
 fn wrong_shapes_are_refused() {
     backends!(|d| refusals(&d));
+}
+
+/// Norm, factor and flag of each of these one after the other, with one guard and the losses before them.
+fn with_guard<D: Driver>(d: &D, steps: &[(&[f32], &[f32])]) -> (Vec<[f32; 3]>, Vec<f32>) {
+    let mut guard = Slice::from_host(d, &[1.0; GUARD + 1]).unwrap();
+    let (mut partials, mut out) = (Slice::uninit(d, PARTIALS).unwrap(), Slice::uninit(d, OUT).unwrap());
+    let steps = steps.iter().map(|(losses, x)| {
+        let (losses, x) = (Slice::from_host(d, losses).unwrap(), Slice::from_host(d, x).unwrap());
+        watch(d, &losses, losses.len(), &mut guard).unwrap();
+        guarded(d, &x, Some(1.0), &mut guard, &mut partials, &mut out).unwrap();
+        let out = out.to_host(d).unwrap();
+        [out[0], out[1], out[2]]
+    });
+    let steps = steps.collect();
+    (steps, guard.to_host(d).unwrap())
+}
+
+fn sticky<D: Driver>(d: &D) {
+    let (fine, many) = (values(1, 50), values(2, 5000));
+    let losses = |n: usize, at: usize, bad: f32| {
+        let mut losses = values(3, n);
+        losses[at] = bad;
+        losses
+    };
+    let alone = run(d, &fine, Some(1.0));
+    assert_eq!(alone[2], 1.0);
+    assert_eq!(
+        with_guard(d, &[(&fine, &fine), (&many, &fine), (&[], &fine)]),
+        (vec![alone; 3], vec![1.0, 1.0])
+    );
+    // Bad losses anywhere among few and many, and gradients that are fine.
+    for (n, at) in [(1, 0), (31, 30), (33, 32), (1025, 1024), (5000, 1500)] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let bad = losses(n, at, bad);
+            let (out, guard) = with_guard(d, &[(&fine, &fine), (&bad, &fine), (&fine, &fine)]);
+            let flags: Vec<f32> = out.iter().map(|out| out[2]).collect();
+            assert_eq!(flags, [1.0, 0.0, 0.0], "loss {at} of {n}");
+            assert_eq!(guard, [0.0, 1.0]);
+            // Norm and factor say what they say without a guard.
+            assert_eq!(out[1][..2], alone[..2]);
+        }
+    }
+    assert_eq!(with_guard(d, &[(&losses(9, 8, f32::MAX), &fine)]).0[0][2], 1.0, "the largest of all losses");
+    // A gradient that is not finite, and losses that are fine.
+    for bad in [f32::NAN, f32::INFINITY] {
+        let bad = losses(50, 49, bad);
+        let flags: Vec<f32> =
+            with_guard(d, &[(&fine, &bad), (&fine, &fine)]).0.iter().map(|out| out[2]).collect();
+        assert_eq!(flags, [0.0, 0.0]);
+    }
+}
+
+#[test]
+fn a_guard_stays_tripped() {
+    backends!(|d| sticky(&d));
 }

@@ -6,7 +6,7 @@ mod plan;
 use half::bf16;
 
 use self::instance::{Instance, Kernel};
-pub use self::plan::{Documents, Plan, Room, TILE};
+pub use self::plan::{Documents, Plan, Room};
 use super::driver::{Arg, Driver, Launch};
 use super::error::{Result, expect};
 use super::slice::{Slice, View, ViewMut};

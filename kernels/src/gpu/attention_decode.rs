@@ -53,6 +53,23 @@ impl<D: Driver> Contexts<D> {
         Ok(out)
     }
 
+    /// Of these queries, in the memory of `old` where that is large enough, and otherwise in memory for at least `room`
+    /// queries. What still reads the old ones was queued before, and is done first.
+    ///
+    /// # Errors
+    /// As [`Contexts::new`].
+    pub fn in_memory_of(old: Option<Self>, d: &D, room: usize, contexts: &[Context]) -> Result<Self> {
+        let mut out = match old {
+            Some(old) if old.list.len() / 2 >= contexts.len() => old,
+            old => {
+                drop(old);
+                Self::with_room(d, room.max(contexts.len()))?
+            }
+        };
+        out.set(d, contexts)?;
+        Ok(out)
+    }
+
     /// Takes other queries.
     ///
     /// # Errors

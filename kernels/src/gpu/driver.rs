@@ -11,8 +11,8 @@ const PIECE: usize = 4096;
 
 /// A device that runs the kernels of `cuda/*.cu`: a GPU through the CUDA driver, or the emulator of the tests.
 ///
-/// All work goes to one queue in the order of the calls. Nothing but [`Driver::download`] and [`Driver::synchronize`]
-/// waits for it, so an error of a launch may surface at a later call.
+/// All work goes to one queue in the order of the calls. Nothing but [`Driver::download`], [`Driver::wait`] and
+/// [`Driver::synchronize`] waits for it, so an error of a launch may surface at a later call.
 pub trait Driver: Send + Sync + Debug + 'static {
     /// A block of device memory. Dropped, it is freed after the work that was queued before.
     type Memory: Send + Sync + Debug;
@@ -70,15 +70,28 @@ pub trait Driver: Send + Sync + Debug + 'static {
     fn mark(&self) -> Result<Self::Mark>;
     /// The time from one mark to a later one, waiting for that.
     fn between(&self, start: &Self::Mark, end: &Self::Mark) -> Result<Duration>;
-    /// Whether the first product of each shape may try ways of computing it and keep the fastest: for a warm-up at the
-    /// shapes that come back. A device without a choice has nothing to do.
-    fn set_trials(&self, _on: bool) {}
+    /// What the device calls itself.
+    fn name(&self) -> String;
 
     // Memory.
 
     /// The device's memory as it is after all queued work; nothing where nobody counts it.
     fn device_memory(&self) -> Result<Option<DeviceMemory>> {
         Ok(None)
+    }
+
+    // Reading without waiting, and the choice of algorithms.
+
+    /// Bytes on their way to the host. Dropped, nobody waits for them.
+    type Download: Send + Debug;
+    /// Queues a copy of device bytes from `at` to the host and returns at once: what is there when the work queued
+    /// before is done.
+    fn download_later(&self, from: &Self::Memory, at: usize, bytes: usize) -> Result<Self::Download>;
+    /// Waits for a copy, and for nothing that was queued after it. `to` has as many bytes as were asked for.
+    fn wait(&self, download: Self::Download, to: &mut [u8]) -> Result<()>;
+    /// Whether the first product of each shape tries out algorithms, where there are several.
+    fn tune(&self, on: bool) {
+        let _ = on;
     }
 }
 

@@ -28,4 +28,4 @@ pub use driver::{Arg, DeviceMemory, Driver, Gemm, Launch, Limits, Operand};
 pub use error::{Error, Result};
 pub use half::bf16;
 pub use pieces::{Fill, Piece, Rows};
-pub use slice::{Element, Slice, View, ViewMut};
+pub use slice::{Element, Later, Slice, View, ViewMut};

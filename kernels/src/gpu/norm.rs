@@ -4,6 +4,8 @@ use super::driver::{Arg, Driver, Launch};
 use super::error::{Result, expect};
 use super::slice::Slice;
 
+/// Values of a guard: 1 as long as all that it has seen was finite, then 0 until somebody writes 1 again.
+pub const GUARD: usize = 1;
 /// Partial sums that [`norm`] needs room for, whatever the length.
 pub const PARTIALS: usize = 512;
 /// What [`norm`] puts out: the norm, the clip factor, and 1 if the norm is finite, else 0.
@@ -30,6 +32,57 @@ pub fn norm<D: Driver>(
     partials: &mut Slice<D, f64>,
     out: &mut Slice<D, f32>,
 ) -> Result<()> {
+    queue(d, x, max_norm, None, partials, out)
+}
+
+/// [`norm`] whose finite is 1 only where the guard has seen nothing else before; a norm that is not finite trips it.
+///
+/// # Shapes
+/// - guard: [`GUARD`] or longer, f32; the others as for [`norm`]
+///
+/// # Errors
+/// As [`norm`], and without a guard.
+pub fn guarded<D: Driver>(
+    d: &D,
+    x: &Slice<D, f32>,
+    max_norm: Option<f32>,
+    guard: &mut Slice<D, f32>,
+    partials: &mut Slice<D, f64>,
+    out: &mut Slice<D, f32>,
+) -> Result<()> {
+    expect("norm", guard.len() >= GUARD, || format!("a guard of {} values", guard.len()))?;
+    queue(d, x, max_norm, Some(guard), partials, out)
+}
+
+/// Trips the guard where one of the first `n` losses is not finite.
+///
+/// # Shapes
+/// - losses: `[n]` or longer, guard: [`GUARD`] or longer, f32
+///
+/// # Errors
+/// If there are not as many losses, or there is no guard.
+pub fn watch<D: Driver>(d: &D, losses: &Slice<D, f32>, n: usize, guard: &mut Slice<D, f32>) -> Result<()> {
+    const OP: &str = "watch";
+    expect(OP, losses.len() >= n, || format!("{n} losses of {}", losses.len()))?;
+    expect(OP, guard.len() >= GUARD, || format!("a guard of {} values", guard.len()))?;
+    if n == 0 {
+        return Ok(());
+    }
+    let args = [losses.arg(d, 0), Arg::I64(n as i64), guard.arg(d, 0)];
+    let (threads, shared) = (n.next_multiple_of(32).min(1024) as u32, 32 * size_of::<f32>() as u32);
+    let launch = Launch { kernel: "norm_watch", grid: [1, 1, 1], threads, shared, args: &args };
+    // SAFETY: the kernel reads n losses, writes one value of the guard, and takes these arguments.
+    unsafe { d.launch(&launch) }
+}
+
+fn queue<D: Driver>(
+    d: &D,
+    x: &Slice<D, f32>,
+    max_norm: Option<f32>,
+    guard: Option<&mut Slice<D, f32>>,
+    partials: &mut Slice<D, f64>,
+    out: &mut Slice<D, f32>,
+) -> Result<()> {
     const OP: &str = "norm";
     expect(OP, partials.len() >= PARTIALS, || format!("{} partial sums of {PARTIALS}", partials.len()))?;
     expect(OP, out.len() >= OUT, || format!("room for {} results of {OUT}", out.len()))?;
@@ -47,9 +100,11 @@ pub fn norm<D: Driver>(
         // these arguments.
         unsafe { d.launch(&launch) }?;
     }
-    let args = [partials.arg(d, 0), Arg::I32(blocks as i32), Arg::F32(limit), out.arg(d, 0)];
+    let guard = guard.map_or(Arg::Address(0), |guard| guard.arg(d, 0));
+    let args = [partials.arg(d, 0), Arg::I32(blocks as i32), Arg::F32(limit), guard, out.arg(d, 0)];
     let threads = PARTIALS as u32;
     let launch = Launch { kernel: "norm_finish", grid: [1, 1, 1], threads, shared: scratch, args: &args };
-    // SAFETY: the kernel reads `blocks` partial sums, writes three values, and takes these arguments.
+    // SAFETY: the kernel reads `blocks` partial sums, writes three values and those of a guard that is there, and takes
+    // these arguments.
     unsafe { d.launch(&launch) }
 }

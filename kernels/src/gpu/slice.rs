@@ -50,6 +50,21 @@ impl<D: Driver, T: Element> Slice<D, T> {
         Ok(out)
     }
 
+    /// A copy of host values in the memory of `old` where they fit, which then may be longer than they are; otherwise in
+    /// memory for at least `room` values. What still reads the old values was queued before, and is done first.
+    pub fn in_memory_of(old: Option<Self>, d: &D, room: usize, values: &[T]) -> Result<Self> {
+        let mut out = match old {
+            Some(old) if old.len >= values.len() => old,
+            old => {
+                // The old one first: the two need not fit side by side.
+                drop(old);
+                Self::uninit(d, room.max(values.len()))?
+            }
+        };
+        out.write(d, 0, values)?;
+        Ok(out)
+    }
+
     /// How many values there are.
     pub fn len(&self) -> usize {
         self.len
@@ -87,6 +102,17 @@ impl<D: Driver, T: Element> Slice<D, T> {
         Ok(out)
     }
 
+    /// Queues a copy of values of a range to the host and returns at once. What is written to them by work queued later
+    /// does not show in it.
+    pub fn read_later(&self, d: &D, range: Range<usize>) -> Result<Later<D, T>> {
+        expect("read", range.start <= range.end && range.end <= self.len, || {
+            format!("{range:?} of {} {}", self.len, T::NAME)
+        })?;
+        let (at, bytes) = (range.start * size_of::<T>(), range.len() * size_of::<T>());
+        let download = (bytes > 0).then(|| d.download_later(&self.memory, at, bytes)).transpose()?;
+        Ok(Later { download, len: range.len(), of: PhantomData })
+    }
+
     /// Copies all values to the host.
     pub fn to_host(&self, d: &D) -> Result<Vec<T>> {
         self.read(d, 0..self.len)
@@ -99,6 +125,26 @@ impl<D: Driver, T: Element> Slice<D, T> {
 
     pub(crate) fn address(&self, d: &D, at: usize) -> u64 {
         d.address(&self.memory) + (at * size_of::<T>()) as u64
+    }
+}
+
+/// Values on their way to the host.
+#[derive(Debug)]
+pub struct Later<D: Driver, T> {
+    /// Nothing to wait for where there are no values.
+    download: Option<D::Download>,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<D: Driver, T: Element> Later<D, T> {
+    /// Waits for them, and for nothing that was queued later.
+    pub fn wait(self, d: &D) -> Result<Vec<T>> {
+        let mut out = vec![T::zeroed(); self.len];
+        if let Some(download) = self.download {
+            d.wait(download, bytemuck::cast_slice_mut(&mut out))?;
+        }
+        Ok(out)
     }
 }
 

@@ -12,6 +12,8 @@ use crate::progress::{clock, thousands};
 use crate::quote::Quote;
 use crate::{interrupt, out};
 
+pub(super) use tunesmith_train::plan::rounded as bytes;
+
 /// Says what a job will take.
 pub(crate) fn run(args: &QuoteArgs) -> Result<(), CliError> {
     let mut spec = load(&args.job, &args.overrides)?.spec;
@@ -72,6 +74,9 @@ fn text(quote: &Quote) -> String {
             say("energy", energy);
             let memory = measured.peak_bytes.map_or("unknown: the system does not tell".to_owned(), bytes);
             say("memory", format!("{memory} at the peak, on the host"));
+            if let Some(device) = measured.device_peak_bytes {
+                say("device memory", format!("{} at the peak", bytes(device)));
+            }
         }
         _ => {
             for what in ["time", "energy", "memory"] {
@@ -92,16 +97,4 @@ fn text(quote: &Quote) -> String {
 /// `1 row`, `2,000 rows`.
 pub(super) fn count_rows(n: usize) -> String {
     format!("{} {}", thousands(n), if n == 1 { "row" } else { "rows" })
-}
-
-/// `1234567` as `1.2 MiB`.
-pub(super) fn bytes(n: u64) -> String {
-    let (mut value, mut unit) = (n as f64, "B");
-    for larger in ["KiB", "MiB", "GiB", "TiB"] {
-        if value < 1024.0 {
-            break;
-        }
-        (value, unit) = (value / 1024.0, larger);
-    }
-    if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
 }

@@ -1,7 +1,7 @@
 //! Where to compute.
 
 use serde::{Deserialize, Serialize};
-use tunesmith_ops::{Kernels, RefKernels};
+use tunesmith_ops::{Kernels, RefKernels, Storage};
 
 use crate::energy::Counter;
 use crate::error::CliError;
@@ -60,6 +60,11 @@ pub(super) fn look(device: &str) -> Result<Gpu, CliError> {
         Some(ordinal) => look_cuda(device, ordinal),
         None => Err(CliError::Internal(format!("`{device}` is no GPU"))),
     }
+}
+
+/// How a device stores values.
+pub(super) fn storage(device: &str) -> Storage {
+    if ordinal(device).is_some() { Storage::DEVICE } else { Storage::CPU }
 }
 
 /// Whether a device can be used, before anything is read.
@@ -123,7 +128,11 @@ fn unusable(device: &str, error: tunesmith_ops::Error) -> CliError {
     use tunesmith_ops::{DeviceError, Error};
     let why = match error {
         Error::Device(DeviceError::Unavailable { reason, hint }) => format!("{reason}. {hint}"),
-        other => other.to_string(),
+        // Whoever has its memory may give it back; smaller micro-batches would not help.
+        Error::Device(error @ (DeviceError::OutOfMemory { .. } | DeviceError::Device { .. })) => {
+            error.to_string()
+        }
+        other => return CliError::Internal(other.to_string()),
     };
     CliError::Device(format!("device `{device}` cannot be used: {why}"))
 }
@@ -144,7 +153,7 @@ fn count_cuda() -> usize {
 #[cfg(not(feature = "cuda"))]
 fn look_cuda(device: &str, _: usize) -> Result<Gpu, CliError> {
     Err(CliError::Device(format!(
-        "device `{device}` was asked for, but this build has no CUDA; it computes on the CPU only"
+        "device `{device}` was asked for, but this build has no CUDA; one made with `--features cuda` has"
     )))
 }
 

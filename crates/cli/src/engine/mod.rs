@@ -3,12 +3,14 @@
 mod alike;
 mod auto;
 mod base;
+pub mod bench;
 mod check;
 mod data;
 mod device;
 mod fingerprint;
 mod frozen;
 mod generate;
+mod plan;
 mod preview;
 mod quote;
 mod saving;
@@ -33,6 +35,7 @@ pub(crate) use base::TEMPLATE_HELPER;
 pub use check::{CheckRequest, Checked, check};
 pub use device::{Gpu, all as devices, check as check_device};
 pub use generate::generate;
+pub use plan::{LayerRange, Planned, Report, Target, plan_job};
 pub use quote::quote;
 pub use selftest::{Facts, SelftestReport, device_to_test, selftest};
 pub(crate) use source::{absolute, is_plain_path, tables_path};
@@ -161,6 +164,15 @@ impl<'a> Run<'a> {
         self.progress.event(event);
         Ok(())
     }
+}
+
+/// A directory that goes away, for a job that is only looked at.
+fn scratch(prefix: &str) -> Result<tempfile::TempDir, CliError> {
+    tempfile::Builder::new().prefix(prefix).tempdir().map_err(|source| CliError::Io {
+        action: "create a directory in",
+        path: std::env::temp_dir(),
+        source,
+    })
 }
 
 /// Where a base model comes from.

@@ -12,6 +12,7 @@ use tunesmith_train::{EpochPlan, Trainer, epoch_order};
 use super::base::Base;
 use super::data::{self, Parts};
 use super::device::{self, Work};
+use super::plan::Memory;
 use super::{Run, Source, StopFlag};
 use crate::energy::{self, Meter};
 use crate::error::CliError;
@@ -33,9 +34,7 @@ pub fn quote(
     stop: &StopFlag,
     quiet: bool,
 ) -> Result<Quote, CliError> {
-    let home = tempfile::Builder::new().prefix("tunesmith-quote").tempdir().map_err(|source| {
-        CliError::Io { action: "create a directory in", path: std::env::temp_dir(), source }
-    })?;
+    let home = super::scratch("tunesmith-quote")?;
     let job = JobDir::create(home.path())?;
     let result = JobResult::new(job.id(), "", Status::Error, job.path().into());
     let mut run = Run::new(spec, &job, stop, quiet, result);
@@ -106,10 +105,10 @@ impl Work for Measuring<'_, '_> {
         let Self { run, base, parts, time } = self;
         let spec = run.spec;
         let started = Instant::now();
+        let memory = Memory::plan(run, base, parts, &kernels)?;
         let mut decoder = base.load(kernels, Some(&spec.lora), &mut run.progress)?;
         decoder.initialize(spec.train.seed)?;
-        let dropout = spec.lora.lora_dropout as f32;
-        let mut trainer = Trainer::for_lengths(decoder, &spec.train, dropout, parts.lengths())?;
+        let mut trainer = memory.trainer(run, decoder)?;
         let load_seconds = started.elapsed().as_secs_f64();
 
         run.progress.note(&format!("taking steps for {} s", time.as_secs()));
@@ -133,6 +132,7 @@ impl Work for Measuring<'_, '_> {
         let seconds = started.elapsed().as_secs_f64();
         let spent = meter.spent();
         let (evaluated_tokens, evaluation_seconds) = evaluate(run, &mut trainer, parts, time)?;
+        let device = trainer.decoder().kernels().memory().map_err(tunesmith_train::Error::from)?;
         Ok(Measured {
             steps,
             tokens,
@@ -144,6 +144,7 @@ impl Work for Measuring<'_, '_> {
             joules_of: spent.of,
             joules_unknown: spent.unknown,
             peak_bytes: energy::peak_bytes(),
+            device_peak_bytes: device.map(|memory| memory.peak),
         })
     }
 }

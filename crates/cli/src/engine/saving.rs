@@ -84,6 +84,24 @@ impl Saver {
         Ok(saver)
     }
 
+    /// While a device is busy with a step: whether a checkpoint is due after it.
+    pub(super) fn wants_step(&mut self, run: &mut Run<'_>, point: &StepPoint) -> Result<bool, ObserverError> {
+        self.report(run)?;
+        self.is_due(point)
+    }
+
+    /// Whether a checkpoint is due at this point and can be made at once.
+    fn is_due(&mut self, point: &StepPoint) -> Result<bool, ObserverError> {
+        let epoch_end = point.end_of_epoch.is_some();
+        let must =
+            point.stopping || point.last || epoch_end || point.is_best || self.policy.counts(point.step);
+        let due = must || self.owed || self.policy.is_time(self.saved.elapsed());
+        let new = due && !self.writer.has(point.step, epoch_end, point.evaluated);
+        // One that is due by the clock comes a step later rather than wait for the one before it to be written.
+        self.owed = new && !must && self.writer.is_busy()?;
+        Ok(new && !self.owed)
+    }
+
     /// Between two steps: saves if a checkpoint is due.
     pub(super) fn at_step(
         &mut self,
@@ -92,19 +110,12 @@ impl Saver {
         snapshot: &mut dyn FnMut() -> Result<Snapshot, engine::Error>,
     ) -> Result<(), ObserverError> {
         self.report(run)?;
-        let epoch_end = point.end_of_epoch.is_some();
-        let must =
-            point.stopping || point.last || epoch_end || point.is_best || self.policy.counts(point.step);
-        let due = must || self.owed || self.policy.is_time(self.saved.elapsed());
-        let new = due && !self.writer.has(point.step, epoch_end, point.evaluated);
-        // One that is due by the clock comes a step later rather than wait for the one before it to be written.
-        self.owed = new && !must && self.writer.is_busy()?;
-        if new && !self.owed {
+        if self.is_due(point)? {
             // Every one before is told of then, so that a process that dies has at most one to tell of.
             self.settle(run)?;
             // A checkpoint that survives a power cut must not know of steps that the log has lost.
             run.sync_log()?;
-            self.writer.save(snapshot()?, epoch_end)?;
+            self.writer.save(snapshot()?, point.end_of_epoch.is_some())?;
             self.saved = Instant::now();
         }
         if point.stopping || point.last {

@@ -105,6 +105,12 @@ pub struct JobResult {
     /// Why the energy, or a part of it, is not known; absent too when no training began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joules_unknown: Option<String>,
+    /// Most memory that the process took on the host, in bytes.
+    #[serde(default)]
+    pub peak_bytes: Option<u64>,
+    /// Most memory that the run took on its device, where that has memory of its own.
+    #[serde(default)]
+    pub device_peak_bytes: Option<u64>,
     /// Loss of the last epoch's steps, weighted by their trained tokens; of the last step when it did not finish.
     pub train_loss: Option<f64>,
     /// Loss on the held-out rows before the first step.
@@ -144,6 +150,8 @@ impl JobResult {
             joules: None,
             joules_of: Vec::new(),
             joules_unknown: None,
+            peak_bytes: None,
+            device_peak_bytes: None,
             train_loss: None,
             initial_validation_loss: None,
             validation_loss: None,

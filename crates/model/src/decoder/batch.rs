@@ -1,8 +1,13 @@
 //! Documents laid one after another, and the rows whose predictions count.
 
+use std::sync::OnceLock;
+
 use tunesmith_ops::{Error as OpsError, Index, RowNames, Sequences};
 
-/// A micro-batch without padding: documents are concatenated and never see each other.
+/// Number of the document that fills a batch up.
+const FILLER: u32 = u32::MAX;
+
+/// A micro-batch: documents are concatenated and never see each other.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// `[tokens]`: the ids of all documents.
@@ -19,6 +24,9 @@ pub struct Batch {
     pub documents: Vec<usize>,
     /// `[tokens]`: the document's number in the optimizer step and the position: names dropout rows.
     pub row_keys: RowNames,
+    /// What the last block makes of it, once it is asked for.
+    last_queries: OnceLock<Sequences>,
+    selected_keys: OnceLock<RowNames>,
 }
 
 /// One document of a batch.
@@ -36,6 +44,14 @@ impl Batch {
     /// A batch to train or evaluate on: row `t` is selected when token `t + 1` is a target. Rows after a
     /// document's last target are left out, as nothing depends on them; so are documents without a target.
     pub fn for_training(documents: &[Document<'_>]) -> Self {
+        Self::filled_up(documents, 1)
+    }
+
+    /// As [`Batch::for_training`], filled up to a multiple of `rows` rows (if there is any) for the device's sake: with a
+    /// document of its own that has no target. The others do not see it and nothing depends on it, so it changes no loss,
+    /// and its gradient is zero.
+    pub fn filled_up(documents: &[Document<'_>], rows: usize) -> Self {
+        let multiple = rows.max(1);
         let (mut text, mut rows, mut targets, mut from) =
             (Text::default(), Vec::new(), Vec::new(), Vec::new());
         for (d, doc) in documents.iter().enumerate() {
@@ -47,6 +63,10 @@ impl Batch {
                 targets.push(doc.ids[t + 1]);
                 from.push(d);
             }
+        }
+        let missing = text.ids.len().next_multiple_of(multiple) - text.ids.len();
+        if missing > 0 {
+            text.push(&vec![0; missing], FILLER);
         }
         text.batch(rows, targets, from)
     }
@@ -62,14 +82,38 @@ impl Batch {
         text.batch(rows, Vec::new(), from)
     }
 
-    /// Rows that are computed.
+    /// Rows that are computed, those that fill it up among them.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }
 
     /// The queries of the last block: only the selected rows, unless they are all of them.
-    pub(crate) fn last_queries(&self) -> Result<Option<Sequences>, OpsError> {
-        if self.rows.len() == self.ids.len() { Ok(None) } else { self.sequences.select(&self.rows).map(Some) }
+    pub(crate) fn last_queries(&self) -> Result<Option<&Sequences>, OpsError> {
+        if self.rows.len() == self.ids.len() {
+            return Ok(None);
+        }
+        if self.last_queries.get().is_none() {
+            // Once, so that forward and backward share what a device makes of it.
+            let _ = self.last_queries.set(self.sequences.select(&self.rows)?);
+        }
+        Ok(self.last_queries.get())
+    }
+
+    /// `[selected]`: dropout names of the selected rows.
+    pub(crate) fn selected_keys(&self) -> &RowNames {
+        self.selected_keys.get_or_init(|| self.rows.iter().map(|&r| self.row_keys[r]).collect())
+    }
+
+    /// Makes all that a step reads of it, so that nothing is left to do when the step is queued.
+    ///
+    /// # Errors
+    /// If it was changed and is no batch any more.
+    pub fn prepare(&self, dropout: bool) -> Result<(), OpsError> {
+        self.last_queries()?;
+        if dropout {
+            self.selected_keys();
+        }
+        Ok(())
     }
 }
 
@@ -99,6 +143,8 @@ impl Text {
             targets,
             documents,
             row_keys: self.row_keys.into(),
+            last_queries: OnceLock::new(),
+            selected_keys: OnceLock::new(),
         }
     }
 }

@@ -63,6 +63,11 @@ impl Footprint {
         self.storage
     }
 
+    /// Width of the residual stream.
+    pub fn width(&self) -> usize {
+        self.config.hidden_size
+    }
+
     /// Decoder blocks.
     pub fn layers(&self) -> usize {
         self.ranks.len()
@@ -100,22 +105,6 @@ impl Footprint {
         3 * self.parameters()
     }
 
-    /// The most that a device's backend holds while matrices are written from the host: one linear that shares an
-    /// augmented matrix with others. It is kept.
-    pub fn staging(&self) -> u64 {
-        if !self.storage.is_device() {
-            return 0;
-        }
-        let mut most = 0;
-        for ranks in &self.ranks {
-            for (group, _) in Group::ALL.into_iter().zip(ranks).filter(|(_, ranks)| **ranks > 0) {
-                let sizes = group.linears().iter().map(|l| l.shape(&self.config));
-                most = sizes.map(|(out, inputs)| out * inputs).fold(most, usize::max);
-            }
-        }
-        (most * self.storage.bytes) as u64
-    }
-
     /// What one block keeps of `tokens` tokens.
     pub fn kept(&self, tokens: usize, keep: Keep) -> u64 {
         self.bytes(tokens, self.tape(keep))
@@ -148,17 +137,17 @@ impl Footprint {
         (values * self.storage.bytes) as u64 + self.evaluation(chunk.clamp(1, capacity.max(1)))
     }
 
-    /// The largest calls of a run on batches of `rows` tokens in up to `documents` documents.
-    pub fn calls(&self, rows: usize, documents: usize, positions: usize) -> Calls {
+    /// The largest calls of a training on batches of `rows` tokens, in documents of up to `positions`.
+    pub fn calls(&self, rows: usize, positions: usize, dropout: bool) -> Calls {
         let c = &self.config;
         Calls {
             rows,
-            documents,
             training: true,
-            dropout: false,
+            dropout,
             vocab: c.vocab_size,
             heads: c.num_attention_heads,
             head_dim: c.head_dim,
+            width: c.hidden_size,
             positions,
         }
     }

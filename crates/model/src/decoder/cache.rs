@@ -14,6 +14,8 @@ pub struct KvCache<K: Kernels> {
     len: usize,
     workspace: Workspace<K>,
     chunk: usize,
+    /// `[vocab_size]`: those of the last token.
+    logits: K::Buf,
 }
 
 impl<K: Kernels> KvCache<K> {
@@ -49,7 +51,9 @@ impl<K: Kernels> Decoder<K> {
         let width = 2 * self.config.key_value_size();
         let layers = (0..self.blocks.len()).map(|_| self.kernels.zeros(capacity * width));
         let layers = layers.collect::<std::result::Result<_, _>>()?;
-        Ok(KvCache { layers, capacity, len: 0, workspace: self.evaluation_workspace(chunk)?, chunk })
+        let (workspace, logits) =
+            (self.evaluation_workspace(chunk)?, self.kernels.zeros(self.config.vocab_size)?);
+        Ok(KvCache { layers, capacity, len: 0, workspace, chunk, logits })
     }
 
     /// Reads `ids` after what is in the cache and returns the logits after the last of them, `[vocab_size]`.
@@ -78,10 +82,10 @@ impl<K: Kernels> Decoder<K> {
             MatMut::new(&mut ws.normed, 1, d, d),
             &mut ws.rstd,
         )?;
-        let mut out = k.zeros(vocab)?;
         let normed = Mat::new(&ws.normed, 1, d, d);
-        k.gemm(1.0, normed, self.head().t(), 0.0, MatMut::new(&mut out, 1, vocab, vocab))?;
-        Ok(k.read(Mat::new(&out, 1, vocab, vocab))?)
+        let out = &mut cache.logits;
+        k.gemm(1.0, normed, self.head().t(), 0.0, MatMut::new(out, 1, vocab, vocab))?;
+        Ok(k.read(Mat::new(out, 1, vocab, vocab))?)
     }
 
     /// One piece of text through all blocks; the result is in `hidden`.

@@ -12,7 +12,7 @@
 //! B is block diagonal over the linears of the group. rp is the sum of the ranks, padded with zeros. With dropout
 //! the down-projection reads dropped inputs, one mask per linear as in PEFT, and the A part of dX is masked.
 
-use tunesmith_ops::{DropoutKey, Kernels, Mat, MatMut, RowNames};
+use tunesmith_ops::{DropoutKey, Kernels, Mat, MatMut, RowNames, Segment};
 
 use crate::adapter::Slot;
 use crate::error::Result;
@@ -85,11 +85,12 @@ impl<K: Kernels> LoraGroup<K> {
         Mat::new(&self.weights, self.outputs + self.ranks, self.input_ld(), self.input_ld())
     }
 
-    /// `[out, in]` of the linear that starts at output row `row`.
-    pub(super) fn write_weight(&mut self, k: &K, row: usize, out: usize, values: &[f32]) -> Result<()> {
+    /// Where the frozen weight of `out` rows from `row` belongs, `[out, in]`.
+    pub(super) fn weight_mut(&mut self, row: usize, out: usize) -> MatMut<'_, K::Buf> {
         let (ld, inputs) = (self.input_ld(), self.inputs);
-        let all = MatMut::new(&mut self.weights, self.outputs + self.ranks, ld, ld);
-        Ok(k.write(values, all.rows(row..row + out).columns(0..inputs))?)
+        MatMut::new(&mut self.weights, self.outputs + self.ranks, ld, ld)
+            .rows(row..row + out)
+            .columns(0..inputs)
     }
 
     /// The frozen weight of `out` rows from `row`, `[out, in]`.
@@ -111,6 +112,29 @@ impl<K: Kernels> LoraGroup<K> {
             k.cast(slot.site.scale, b, out.rows(slot.row..slot.row + slot.out).columns(columns))?;
         }
         Ok(())
+    }
+
+    /// The augmented matrix: A and s·B lie in it as [`Self::segments`] says.
+    pub(super) fn weights(&self) -> &K::Buf {
+        &self.weights
+    }
+
+    /// [`Self::weights`], to write.
+    pub(super) fn weights_mut(&mut self) -> &mut K::Buf {
+        &mut self.weights
+    }
+
+    /// Where the copies of A and s·B lie that [`Self::refresh`] makes, in the buffer of number `to`.
+    pub(super) fn segments(&self, to: usize) -> impl Iterator<Item = Segment> {
+        let (ld, inputs, outputs) = (self.input_ld(), self.inputs, self.outputs);
+        self.slots.iter().flat_map(move |slot| {
+            let (rank, at) = (slot.site.rank, slot.rank_offset);
+            let segment = |start, rows, cols, at, factor| Segment { start, rows, cols, to, at, ld, factor };
+            [
+                segment(slot.a.start, rank, inputs, (outputs + at) * ld, 1.0),
+                segment(slot.b.start, slot.out, rank, slot.row * ld + inputs + at, slot.site.scale),
+            ]
+        })
     }
 
     /// W += s B A, and A = B = 0: the adapter becomes part of the frozen weight.

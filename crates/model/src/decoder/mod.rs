@@ -1,8 +1,8 @@
 //! The decoder: explicit forward and backward over plain buffers, no autograd.
 //!
 //! A [`Decoder`] holds the frozen weights and the LoRA parameters of one model on one device. A [`Workspace`] holds
-//! every activation and gradient, made once for the largest batch. Documents are never padded: a [`Batch`] lays them one
-//! after another, and only rows whose prediction counts go through the last block's feed-forward half and the head.
+//! every activation and gradient, made once for the largest batch. Documents are never padded each: a [`Batch`] lays them
+//! one after another, and only rows whose prediction counts go through the last block's feed-forward half and the head.
 
 mod batch;
 mod block;
@@ -14,17 +14,19 @@ mod load;
 mod step;
 mod workspace;
 
-use tunesmith_ops::{AdamW, Kernels, RopeTable};
+use tunesmith_ops::{AdamW, Flat, Kernels, Refresh, RopeTable, Segment};
 
 pub use batch::{Batch, Document};
 pub use bytes::{Footprint, WeightBytes};
 pub use cache::KvCache;
+pub use load::WeightSource;
 pub use workspace::{Keep, Workspace};
 
 use crate::ModelConfig;
 use crate::adapter::AdapterLayout;
 use crate::error::{Error, Result};
 use block::Block;
+use group::LoraGroup;
 
 /// Dropout of one optimizer step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,6 +52,16 @@ pub struct Decoder<K: Kernels> {
     table: RopeTable,
     layout: AdapterLayout,
     parameters: K::Full,
+    /// Where A and s·B of the parameters lie in the blocks' groups.
+    copies: K::Copies,
+}
+
+/// The table of the copies that the groups of `blocks` have of `n` parameters.
+fn copies<K: Kernels>(k: &K, blocks: &[Block<K>], n: usize) -> Result<K::Copies> {
+    let groups: Vec<_> = blocks.iter().flat_map(Block::groups).collect();
+    let segments: Vec<Segment> = groups.iter().enumerate().flat_map(|(to, g)| g.segments(to)).collect();
+    let to: Vec<&K::Buf> = groups.iter().map(|g| g.weights()).collect();
+    Ok(k.copies(n, &to, &segments)?)
 }
 
 impl<K: Kernels> Decoder<K> {
@@ -68,19 +80,26 @@ impl<K: Kernels> Decoder<K> {
         &self.layout
     }
 
-    /// One AdamW update of the flat LoRA parameters from flat gradients and moments of the same layout.
+    /// One AdamW update of the flat LoRA parameters from flat gradients and moments of the same layout, clipped to a norm
+    /// of `max_norm`, and of the matrices that the forward and backward multiply with. It does not take place where the
+    /// guard is tripped or the norm is not finite: see [`Kernels::clip_and_update`], and for what it gives.
     ///
     /// # Errors
     /// If a buffer has another length, or the device fails.
     pub fn update(
         &mut self,
         step: AdamW,
+        max_norm: Option<f64>,
+        guard: &mut K::Guard,
         gradients: &K::Full,
         m: &mut K::Full,
         v: &mut K::Full,
-    ) -> Result<()> {
-        self.kernels.adamw(step, &mut self.parameters, gradients, m, v)?;
-        self.refresh()
+    ) -> Result<K::Later> {
+        let groups = self.blocks.iter_mut().flat_map(Block::groups_mut);
+        let mut to: Vec<&mut K::Buf> = groups.map(LoraGroup::weights_mut).collect();
+        let flat = Flat { p: &mut self.parameters, g: gradients, m, v };
+        let refresh = Refresh { copies: &self.copies, to: &mut to };
+        Ok(self.kernels.clip_and_update(step, max_norm, guard, flat, refresh)?)
     }
 
     /// The flat LoRA parameters on the host.

@@ -1,6 +1,6 @@
 //! Whole passes: losses, gradients and logits of a batch.
 
-use tunesmith_ops::{Kernels, Mat, MatMut, RowNames};
+use tunesmith_ops::{Kernels, Mat, MatMut, RowNames, Sequences};
 
 use super::block::Cx;
 use super::group::Dropout;
@@ -24,16 +24,33 @@ impl<K: Kernels> Decoder<K> {
         dropout: Option<DropoutStep>,
         gradients: &mut K::Full,
     ) -> Result<Vec<f32>> {
+        let later = self.queue_loss_and_gradients(workspace, batch, weight, dropout, gradients, None)?;
+        self.wait_for_losses(later)
+    }
+
+    /// As [`Decoder::loss_and_gradients`], but returns before the device is done: the losses come from
+    /// [`Kernels::wait`], and trip the guard where one is not finite.
+    ///
+    /// # Errors
+    /// As [`Decoder::loss_and_gradients`]; a fault of the device may also show when it is waited for.
+    pub fn queue_loss_and_gradients(
+        &self,
+        workspace: &mut Workspace<K>,
+        batch: &Batch,
+        weight: f32,
+        dropout: Option<DropoutStep>,
+        gradients: &mut K::Full,
+        guard: Option<&mut K::Guard>,
+    ) -> Result<K::Later> {
         if !workspace.training {
             return Err(Error::internal("gradients need a training workspace"));
         }
-        if batch.rows.is_empty() {
-            return Ok(Vec::new());
+        let dropout = dropout.filter(|d| d.p > 0.0);
+        let losses = self.forward_loss(workspace, batch, Some(weight), dropout)?;
+        if let Some(guard) = guard {
+            self.kernels.watch(&workspace.losses, batch.rows.len(), guard)?;
         }
-        let names = Names::new(batch);
-        let names = dropout.filter(|d| d.p > 0.0).map(|d| (d, &names));
-        let losses = self.forward_loss(workspace, batch, Some(weight), names)?;
-        self.backward(workspace, batch, names, gradients)?;
+        self.backward(workspace, batch, dropout, gradients)?;
         Ok(losses)
     }
 
@@ -42,10 +59,21 @@ impl<K: Kernels> Decoder<K> {
     /// # Errors
     /// As [`Decoder::loss_and_gradients`].
     pub fn losses(&self, workspace: &mut Workspace<K>, batch: &Batch) -> Result<Vec<f32>> {
-        if batch.rows.is_empty() {
-            return Ok(Vec::new());
-        }
+        let later = self.queue_losses(workspace, batch)?;
+        self.wait_for_losses(later)
+    }
+
+    /// As [`Decoder::losses`], but returns before the device is done: the losses come from [`Kernels::wait`].
+    ///
+    /// # Errors
+    /// As [`Decoder::queue_loss_and_gradients`].
+    pub fn queue_losses(&self, workspace: &mut Workspace<K>, batch: &Batch) -> Result<K::Later> {
         self.forward_loss(workspace, batch, None, None)
+    }
+
+    fn wait_for_losses(&self, later: K::Later) -> Result<Vec<f32>> {
+        // They were f32.
+        Ok(self.kernels.wait(later)?.into_iter().map(|loss| loss as f32).collect())
     }
 
     /// Logits of the selected rows, `[selected, vocab_size]`: for tests and small batches, as nothing else ever
@@ -71,16 +99,13 @@ impl<K: Kernels> Decoder<K> {
     fn cx<'a>(
         &'a self,
         batch: &'a Batch,
-        dropout: Option<(DropoutStep, &'a Names)>,
-        selected: Option<&'a tunesmith_ops::Sequences>,
+        dropout: Option<DropoutStep>,
+        selected: Option<&'a Sequences>,
     ) -> Cx<'a, K> {
         let named =
-            |rows: &'a RowNames| dropout.map(|(d, _)| Dropout { p: d.p, seed: d.seed, step: d.step, rows });
+            |rows: &'a RowNames| dropout.map(|d| Dropout { p: d.p, seed: d.seed, step: d.step, rows });
         let all = named(&batch.row_keys);
-        let some = match (dropout, selected) {
-            (Some((_, names)), Some(_)) => named(&names.selected),
-            _ => all,
-        };
+        let some = if dropout.is_some() && selected.is_some() { named(batch.selected_keys()) } else { all };
         Cx {
             k: &self.kernels,
             config: &self.config,
@@ -95,12 +120,7 @@ impl<K: Kernels> Decoder<K> {
     }
 
     /// Fills the tapes, `hidden` and `normed`.
-    fn forward(
-        &self,
-        ws: &mut Workspace<K>,
-        batch: &Batch,
-        dropout: Option<(DropoutStep, &Names)>,
-    ) -> Result<()> {
+    fn forward(&self, ws: &mut Workspace<K>, batch: &Batch, dropout: Option<DropoutStep>) -> Result<()> {
         let (n, d) = (batch.tokens(), self.config.hidden_size);
         if n > ws.capacity {
             return Err(Error::internal(format!("{n} tokens in a workspace for {}", ws.capacity)));
@@ -111,7 +131,7 @@ impl<K: Kernels> Decoder<K> {
         let last_sequences = batch.last_queries()?;
         let last = self.blocks.len() - 1;
         for (layer, block) in self.blocks.iter().enumerate() {
-            let cx = self.cx(batch, dropout, if layer == last { last_sequences.as_ref() } else { None });
+            let cx = self.cx(batch, dropout, if layer == last { last_sequences } else { None });
             // Without gradients one tape serves every block in turn.
             let at = if ws.training { layer } else { 0 };
             let (head, tail) = ws.tapes.split_at_mut(at + 1);
@@ -144,15 +164,15 @@ impl<K: Kernels> Decoder<K> {
         ws: &mut Workspace<K>,
         batch: &Batch,
         weight: Option<f32>,
-        dropout: Option<(DropoutStep, &Names)>,
-    ) -> Result<Vec<f32>> {
-        self.forward(ws, batch, dropout)?;
+        dropout: Option<DropoutStep>,
+    ) -> Result<K::Later> {
         let (m, d) = (batch.rows.len(), self.config.hidden_size);
-        let x = MatMut::new(&mut ws.normed, m, d, d);
-        self.kernels.linear_cross_entropy(x, self.head(), &batch.targets, weight, &mut ws.losses)?;
-        let mut losses = self.kernels.read_full(&ws.losses)?;
-        losses.truncate(m);
-        Ok(losses)
+        if m > 0 {
+            self.forward(ws, batch, dropout)?;
+            let x = MatMut::new(&mut ws.normed, m, d, d);
+            self.kernels.linear_cross_entropy(x, self.head(), &batch.targets, weight, &mut ws.losses)?;
+        }
+        Ok(self.kernels.read_later(&ws.losses, 0..m)?)
     }
 
     /// The lowest block with an update: below it nothing needs a gradient.
@@ -164,10 +184,10 @@ impl<K: Kernels> Decoder<K> {
         &self,
         ws: &mut Workspace<K>,
         batch: &Batch,
-        dropout: Option<(DropoutStep, &Names)>,
+        dropout: Option<DropoutStep>,
         gradients: &mut K::Full,
     ) -> Result<()> {
-        let Some(first) = self.first_trained() else { return Ok(()) };
+        let Some(first) = self.first_trained().filter(|_| !batch.rows.is_empty()) else { return Ok(()) };
         let (k, m, w) = (&self.kernels, batch.rows.len(), self.widths());
         // `normed` now holds the gradient of the final norm's output.
         k.clear(MatMut::new(&mut ws.dx, m, w.d, w.dx))?;
@@ -176,7 +196,7 @@ impl<K: Kernels> Decoder<K> {
         let last_sequences = batch.last_queries()?;
         let last = self.blocks.len() - 1;
         for (layer, block) in self.blocks.iter().enumerate().skip(first).rev() {
-            let cx = self.cx(batch, dropout, if layer == last { last_sequences.as_ref() } else { None });
+            let cx = self.cx(batch, dropout, if layer == last { last_sequences } else { None });
             let (tape, scratch) = (&mut ws.tapes[layer], &mut ws.scratch);
             let (mut own_attention, mut own_middle, mut own_mlp) =
                 (scratch.attention.take(), scratch.middle.take(), scratch.mlp.take());
@@ -209,16 +229,5 @@ impl<K: Kernels> Decoder<K> {
             (scratch.attention, scratch.middle, scratch.mlp) = (own_attention, own_middle, own_mlp);
         }
         Ok(())
-    }
-}
-
-/// Dropout names of the selected rows of a batch.
-struct Names {
-    selected: RowNames,
-}
-
-impl Names {
-    fn new(batch: &Batch) -> Self {
-        Self { selected: batch.rows.iter().map(|&r| batch.row_keys[r]).collect() }
     }
 }

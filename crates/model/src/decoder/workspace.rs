@@ -173,6 +173,7 @@ impl<K: Kernels> Decoder<K> {
 
     fn workspace(&self, n: usize, keep: Option<&[Keep]>, dropout: bool) -> Result<Workspace<K>> {
         let (k, w) = (&self.kernels, self.widths());
+        k.reserve(n);
         let training = keep.is_some();
         // Gradient buffers exist in training only.
         let grad = |len: usize| k.zeros(if training { len } else { 0 });

@@ -4,10 +4,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::{Error, Tag};
 
-/// Copies kept: the positions, rows and documents of a few micro-batches.
-pub(super) const KEPT: usize = 16;
+/// Copies kept. A pass uses one of each kind or two; those of the pass before may still be wanted, by a recomputation say.
+pub(super) const KEPT: usize = 4;
 
-/// Device copies by the tag of their host contents; the one not used for longest goes first.
+/// Device copies by the tag of their host contents. The one not used for longest goes first, and the next one is made in
+/// its memory: nothing is allocated any more once there are [`KEPT`] that are large enough.
+///
+/// All work of a device is queued in order, so the memory of a copy may be written anew while kernels that read the old
+/// one are still under way: the write comes behind them. A copy that somebody still holds is not used again.
 #[derive(Debug)]
 pub(super) struct Memo<T> {
     entries: Mutex<Vec<(Tag, Arc<T>)>>,
@@ -20,16 +24,20 @@ impl<T> Default for Memo<T> {
 }
 
 impl<T> Memo<T> {
-    /// The copy under `tag`, made if it is not there.
-    pub(super) fn get(&self, tag: Tag, make: impl FnOnce() -> Result<T, Error>) -> Result<Arc<T>, Error> {
+    /// The copy under `tag`; if it is not there it is made, in the memory of an old one where there is one to spare.
+    pub(super) fn get(
+        &self,
+        tag: Tag,
+        make: impl FnOnce(Option<T>) -> Result<T, Error>,
+    ) -> Result<Arc<T>, Error> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let found = match entries.iter().position(|(t, _)| *t == tag) {
             Some(at) => entries.remove(at).1,
-            None => Arc::new(make()?),
+            None => {
+                let old = if entries.len() >= KEPT { Arc::into_inner(entries.remove(0).1) } else { None };
+                Arc::new(make(old)?)
+            }
         };
-        if entries.len() >= KEPT {
-            entries.remove(0);
-        }
         entries.push((tag, Arc::clone(&found)));
         Ok(found)
     }
@@ -40,9 +48,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn makes_each_copy_once_and_drops_the_one_unused_longest() {
+    fn makes_each_copy_once_and_gives_up_the_one_unused_longest() {
         let (memo, first) = (Memo::default(), Tag::fresh());
-        let get = |tag, value| *memo.get(tag, || Ok(value)).expect("a copy");
+        let get = |tag, value| *memo.get(tag, |_| Ok(value)).expect("a copy");
         assert_eq!(get(first, 1), 1);
         for value in 0..KEPT - 1 {
             get(Tag::fresh(), value);
@@ -52,5 +60,22 @@ mod tests {
             get(Tag::fresh(), value);
         }
         assert_eq!(get(first, 3), 3, "gone, and made again");
+    }
+
+    #[test]
+    fn a_new_copy_is_made_of_an_old_one_that_nobody_holds() {
+        let memo = Memo::default();
+        let get = |value| {
+            let mut given = None;
+            let made = memo.get(Tag::fresh(), |old| {
+                given = old;
+                Ok(value)
+            });
+            (made.expect("a copy"), given)
+        };
+        let held: Vec<_> = (0..KEPT).map(|value| get(value).0).collect();
+        assert_eq!(get(10).1, None, "the oldest is still held");
+        drop(held);
+        assert_eq!((get(11).1, get(12).1), (Some(1), Some(2)));
     }
 }

@@ -4,26 +4,30 @@ pub(crate) mod bytes;
 mod load;
 mod memo;
 mod scratch;
+mod update;
 mod views;
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tunesmith_kernels::gpu::attention::{self, Documents, Gradients, Heads, Inputs, Plan};
+use tunesmith_kernels::gpu::attention::{self, Documents, Gradients, Heads, Inputs, Plan, Room};
 use tunesmith_kernels::gpu::attention_decode::{self, Context, Contexts};
 use tunesmith_kernels::gpu::{
-    Driver, Slice, View, ViewMut, adamw, bf16, cross_entropy, dropout, fill, gemm, norm, rms_norm, rope,
-    rows, swiglu,
+    Driver, Later, Slice, View, ViewMut, adamw, bf16, cross_entropy, dropout, fill, gemm, norm, rms_norm,
+    rope, rows, swiglu,
 };
 
 use crate::error::{expect, in_vocabulary};
-use crate::kernels::{Attention, AttentionGradients, Kernels};
+use crate::kernels::{Attention, AttentionGradients, Flat, Kernels, Refresh};
 use crate::{
-    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences,
-    Storage, Stored,
+    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Segment,
+    Sequences, Storage, Stored,
 };
 use memo::Memo;
 use scratch::Scratch;
+use update::Guard;
 use views::{factor, host, view, view_mut};
 
 /// Logits held at a time by the chunked cross-entropy, in values (512 MB at most): enough rows to keep the products
@@ -48,11 +52,13 @@ const FEW_QUERIES: usize = 8;
 #[derive(Debug)]
 pub struct DeviceKernels<D: Driver> {
     d: Arc<D>,
+    /// The most rows that a batch was said to have: what is kept per batch is made for as many.
+    reserved: AtomicUsize,
     /// With the largest of them.
     positions: Memo<(Slice<D, i32>, usize)>,
     rows: Memo<Slice<D, u32>>,
-    /// By the rows' tag; the length says of how many rows.
-    inverse_rows: Memo<Slice<D, i32>>,
+    /// By the rows' tag, with the number of rows that they are some of.
+    inverse_rows: Memo<(Slice<D, i32>, usize)>,
     names: Memo<Slice<D, u32>>,
     rope: Memo<[Slice<D, f32>; 2]>,
     plans: Memo<Plan<D>>,
@@ -74,6 +80,7 @@ impl<D: Driver> DeviceKernels<D> {
     pub fn shared(d: Arc<D>) -> Self {
         Self {
             d,
+            reserved: AtomicUsize::new(0),
             positions: Memo::default(),
             rows: Memo::default(),
             inverse_rows: Memo::default(),
@@ -94,35 +101,44 @@ impl<D: Driver> DeviceKernels<D> {
         &self.d
     }
 
+    /// Room for a batch of `rows` rows, or of as many as were reserved.
+    fn room(&self, rows: usize) -> usize {
+        rows.max(self.reserved.load(Ordering::Relaxed))
+    }
+
     fn plan(&self, sequences: &Sequences) -> Result<Arc<Plan<D>>, Error> {
-        self.plans.get(sequences.tag(), || {
+        self.plans.get(sequences.tag(), |old| {
             let (cu_queries, cu_keys) = sequences.boundaries();
             let documents = Documents { cu_queries, cu_keys, positions: sequences.query_positions() };
-            Ok(Plan::new(&*self.d, documents)?)
+            // However the rows are cut into documents, there are no more tiles than rows.
+            let rows = self.room(sequences.keys());
+            let room = Room { queries: rows, keys: rows, documents: rows };
+            Ok(Plan::in_memory_of(old, &*self.d, documents, room)?)
         })
     }
 
     fn contexts(&self, sequences: &Sequences) -> Result<Arc<Contexts<D>>, Error> {
-        self.contexts.get(sequences.tag(), || {
+        self.contexts.get(sequences.tag(), |old| {
             let of = |document: usize| {
                 let start = sequences.key_rows(document).start;
                 let positions = &sequences.query_positions()[sequences.query_rows(document)];
                 positions.iter().map(move |p| Context { start, keys: p + 1 })
             };
             let contexts: Vec<Context> = (0..sequences.documents()).flat_map(of).collect();
-            Ok(Contexts::new(&*self.d, &contexts)?)
+            Ok(Contexts::in_memory_of(old, &*self.d, self.room(contexts.len()), &contexts)?)
         })
+    }
+
+    /// Rows on the device, in the memory of an older batch's.
+    fn uploaded(&self, old: Option<Slice<D, u32>>, rows: &Index) -> Result<Slice<D, u32>, Error> {
+        let rows: Vec<u32> = rows.iter().map(|&r| r as u32).collect();
+        Ok(Slice::in_memory_of(old, &*self.d, self.room(rows.len()), &rows)?)
     }
 }
 
 fn heads(how: &Attention<'_>) -> Heads {
     let (heads, kv_heads, head_dim, window) = (how.heads, how.kv_heads, how.head_dim, how.window);
     Heads { heads, kv_heads, head_dim, window }
-}
-
-fn uploaded<D: Driver>(d: &D, rows: &Index) -> Result<Slice<D, u32>, Error> {
-    let rows: Vec<u32> = rows.iter().map(|&r| r as u32).collect();
-    Ok(Slice::from_host(d, &rows)?)
 }
 
 impl<D: Driver> Kernels for DeviceKernels<D> {
@@ -236,7 +252,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         const OP: &str = "gather_rows";
         let ok = index.len() == out.rows && index.iter().all(|&r| r < m.rows);
         expect(OP, ok, || format!("{} rows of [{}, {}]", index.len(), m.rows, m.cols))?;
-        let index = self.rows.get(index.tag(), || uploaded(&*self.d, index))?;
+        let index = self.rows.get(index.tag(), |old| self.uploaded(old, index))?;
         Ok(rows::gather(&*self.d, view(OP, m)?, &index, view_mut(out))?)
     }
 
@@ -249,13 +265,17 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         const OP: &str = "scatter_rows";
         expect(OP, index.len() == m.rows, || format!("{} rows of [{}, {}]", index.len(), m.rows, m.cols))?;
         let d = &*self.d;
-        let make = || Ok(Slice::from_host(d, &rows::inverse(index, out.rows)?)?);
+        let make = |old: Option<(Slice<D, i32>, usize)>| {
+            let inverse = rows::inverse(index, out.rows)?;
+            let old = old.map(|(slice, _)| slice);
+            Ok((Slice::in_memory_of(old, d, self.room(out.rows), &inverse)?, out.rows))
+        };
         let mut inverse = self.inverse_rows.get(index.tag(), make)?;
-        if inverse.len() != out.rows {
+        if inverse.1 != out.rows {
             // The same rows of another number of rows.
-            inverse = Arc::new(make()?);
+            inverse = Arc::new(make(None)?);
         }
-        Ok(rows::scatter(d, view(OP, m)?, &inverse, view_mut(out))?)
+        Ok(rows::scatter(d, view(OP, m)?, &inverse.0, view_mut(out))?)
     }
 
     fn dropout(
@@ -268,7 +288,11 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
     ) -> Result<(), Error> {
         expect("dropout", names.len() == m.rows, || format!("{} names for {} rows", names.len(), m.rows))?;
         let d = &*self.d;
-        let names = self.names.get(names.tag(), || Ok(Slice::from_host(d, names.as_flattened())?))?;
+        let make = |old| {
+            let room = names.as_flattened().len().max(2 * self.room(0));
+            Ok(Slice::in_memory_of(old, d, room, names.as_flattened())?)
+        };
+        let names = self.names.get(names.tag(), make)?;
         let key = dropout::Key { seed: key.seed, step: key.step, site: key.site };
         Ok(dropout::dropout(d, view("dropout", m)?, key, p, &names, view_mut(out))?)
     }
@@ -277,7 +301,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         in_vocabulary(ids, table.rows)?;
         expect("embed", ids.len() == out.rows, || format!("{} ids for {} rows", ids.len(), out.rows))?;
         let d = &*self.d;
-        self.ids.with(d, ids.len(), |index| {
+        self.ids.with(d, self.room(ids.len()), |index| {
             index.write(d, 0, ids)?;
             Ok(rows::gather(d, view("embed", table)?, index, view_mut(out))?)
         })
@@ -318,16 +342,17 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
             format!("{} positions, {} rows", positions.len(), x.rows)
         })?;
         let d = &*self.d;
-        let known = self.positions.get(positions.tag(), || {
+        let known = self.positions.get(positions.tag(), |old| {
             let largest = positions.iter().copied().max().unwrap_or(0);
             let positions: Vec<i32> = positions.iter().map(|&p| p as i32).collect();
-            Ok((Slice::from_host(d, &positions)?, largest))
+            let old = old.map(|(slice, _)| slice);
+            Ok((Slice::in_memory_of(old, d, self.room(positions.len()), &positions)?, largest))
         })?;
         let (positions, largest) = (&known.0, known.1);
         if largest >= table.positions() && !positions.is_empty() {
             return Err(Error::PositionOutOfRange { position: largest, limit: table.positions() });
         }
-        let angles = self.rope.get(table.tag(), || {
+        let angles = self.rope.get(table.tag(), |_| {
             let (cos, sin) = table.values();
             Ok([Slice::from_host(d, cos)?, Slice::from_host(d, sin)?])
         })?;
@@ -359,8 +384,8 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
             });
         }
         let plan = self.plan(s)?;
-        self.statistics
-            .with(d, s.queries() * how.heads, |lse| Ok(attention::forward(d, &plan, h, q, k, v, o, lse)?))
+        let len = self.room(s.queries()) * how.heads;
+        self.statistics.with(d, len, |lse| Ok(attention::forward(d, &plan, h, q, k, v, o, lse)?))
     }
 
     fn attention_backward(
@@ -390,7 +415,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
             }
             AttentionGradients::Fused(all) => Gradients::Fused(view_mut(all)),
         };
-        let scratch = attention::backward_scratch(how.sequences.queries(), how.heads);
+        let scratch = attention::backward_scratch(self.room(how.sequences.queries()), how.heads);
         self.statistics.with(&*self.d, scratch, |scratch| {
             Ok(attention::backward(&*self.d, &plan, heads(&how), inputs, scratch, out)?)
         })
@@ -423,8 +448,8 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         in_vocabulary(targets, vocab)?;
         expect(OP, targets.len() == x.rows, || format!("{} targets for {} rows", targets.len(), x.rows))?;
         let head = view(OP, head)?;
-        let chunk = logits_rows(vocab, x.rows);
-        self.ids.with(d, targets.len(), |ids| {
+        let chunk = logits_rows(vocab, self.room(x.rows));
+        self.ids.with(d, self.room(targets.len()), |ids| {
             ids.write(d, 0, targets)?;
             self.logits.with(d, chunk * vocab.next_multiple_of(8), |logits| {
                 let x = view_mut(x);
@@ -480,8 +505,8 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         Ok(self.d.between(start, end)?)
     }
 
-    fn set_trials(&self, on: bool) {
-        self.d.set_trials(on);
+    fn name(&self) -> String {
+        self.d.name()
     }
 
     // Memory.
@@ -492,5 +517,64 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
 
     fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
         Ok(self.d.device_memory()?)
+    }
+
+    // A training step that never waits for the device, and allocates nothing after its first.
+
+    type Later = Later<D, f32>;
+    type Guard = Guard<D>;
+    type Copies = adamw::Copies<D>;
+
+    fn row_padding(&self) -> usize {
+        Storage::DEVICE.row_padding
+    }
+
+    fn ahead(&self) -> usize {
+        // While one is under way the next is queued; more would only let the host hear later of what went wrong.
+        1
+    }
+
+    fn reserve(&self, rows: usize) {
+        self.reserved.fetch_max(rows, Ordering::Relaxed);
+    }
+
+    fn tune(&self, on: bool) {
+        self.d.tune(on);
+    }
+
+    fn read_later(&self, buf: &Self::Full, range: Range<usize>) -> Result<Self::Later, Error> {
+        Ok(buf.read_later(&*self.d, range)?)
+    }
+
+    fn wait(&self, later: Self::Later) -> Result<Vec<f64>, Error> {
+        Ok(later.wait(&*self.d)?.into_iter().map(f64::from).collect())
+    }
+
+    fn guard(&self) -> Result<Self::Guard, Error> {
+        Guard::new(&*self.d)
+    }
+
+    fn clear_guard(&self, guard: &mut Self::Guard) -> Result<(), Error> {
+        guard.clear(&*self.d)
+    }
+
+    fn watch(&self, losses: &Self::Full, n: usize, guard: &mut Self::Guard) -> Result<(), Error> {
+        guard.watch(&*self.d, losses, n)
+    }
+
+    fn copies(&self, n: usize, to: &[&Self::Buf], segments: &[Segment]) -> Result<Self::Copies, Error> {
+        Ok(adamw::Copies::new(&*self.d, n, to, segments)?)
+    }
+
+    fn clip_and_update(
+        &self,
+        step: AdamW,
+        max_norm: Option<f64>,
+        guard: &mut Self::Guard,
+        flat: Flat<'_, Self::Full>,
+        refresh: Refresh<'_, '_, Self>,
+    ) -> Result<Self::Later, Error> {
+        let Refresh { copies, to } = refresh;
+        guard.clip_and_update(&*self.d, step, max_norm, flat, adamw::Refresh { copies, to })
     }
 }

@@ -1,11 +1,12 @@
 //! A backend with one operation that is wrong.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tunesmith_ops::{
-    AdamW, Attention, AttentionGradients, DeviceError, DeviceMemory, DropoutKey, Error, FillKey, Index,
-    Kernels, Mat, MatMut, RopeTable, RowNames, Sequences, Storage, Stored,
+    AdamW, Attention, AttentionGradients, DeviceError, DeviceMemory, DropoutKey, Error, FillKey, Flat, Index,
+    Kernels, Mat, MatMut, Refresh, RopeTable, RowNames, Segment, Sequences, Storage, Stored,
 };
 
 type Buf = Vec<f32>;
@@ -510,5 +511,48 @@ impl<K: Kernels<Buf = Buf, Full = Buf>> Kernels for Broken<'_, K> {
     }
     fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
         self.inner.memory()
+    }
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    type Later = K::Later;
+    type Guard = K::Guard;
+    type Copies = K::Copies;
+
+    fn row_padding(&self) -> usize {
+        self.inner.row_padding()
+    }
+    fn ahead(&self) -> usize {
+        self.inner.ahead()
+    }
+    fn read_later(&self, buf: &Buf, range: Range<usize>) -> Result<K::Later, Error> {
+        self.inner.read_later(buf, range)
+    }
+    fn wait(&self, later: K::Later) -> Result<Vec<f64>, Error> {
+        self.inner.wait(later)
+    }
+    fn guard(&self) -> Result<K::Guard, Error> {
+        self.inner.guard()
+    }
+    fn clear_guard(&self, guard: &mut K::Guard) -> Result<(), Error> {
+        self.inner.clear_guard(guard)
+    }
+    fn watch(&self, losses: &Buf, n: usize, guard: &mut K::Guard) -> Result<(), Error> {
+        self.inner.watch(losses, n, guard)
+    }
+    fn copies(&self, n: usize, to: &[&Buf], segments: &[Segment]) -> Result<K::Copies, Error> {
+        self.inner.copies(n, to, segments)
+    }
+    fn clip_and_update(
+        &self,
+        step: AdamW,
+        max_norm: Option<f64>,
+        guard: &mut K::Guard,
+        flat: Flat<'_, Buf>,
+        refresh: Refresh<'_, '_, Self>,
+    ) -> Result<K::Later, Error> {
+        let Refresh { copies, to } = refresh;
+        self.inner.clip_and_update(step, max_norm, guard, flat, Refresh { copies, to })
     }
 }

@@ -6,7 +6,7 @@ use crate::gpu::error::{Error, Result, expect};
 use crate::gpu::slice::Slice;
 
 /// Rows of a tile of queries or keys.
-pub const TILE: usize = 128;
+const TILE: usize = 128;
 /// Numbers of a query tile: its rows, and its document's first key row.
 const QUERY_TILE: usize = 3;
 /// Numbers of a key tile: its rows, its document's first key row, and the query rows that can see any of it.
@@ -50,6 +50,8 @@ pub struct Plan<D: Driver> {
     positions: Slice<D, i32>,
     query_tiles: Slice<D, i32>,
     key_tiles: Slice<D, i32>,
+    /// Tiles that a pass over the queries and one over the keys look at.
+    tiles: (usize, usize),
 }
 
 /// The lists before they are on the device.
@@ -66,26 +68,47 @@ impl<D: Driver> Plan<D> {
     /// If the documents' rows do not ascend from 0, there are not as many positions as queries, or the positions of a
     /// document do not ascend or pass its keys.
     pub fn new(d: &D, documents: Documents<'_>) -> Result<Self> {
+        Self::in_memory_of(None, d, documents, Room { queries: 0, keys: 0, documents: 0 })
+    }
+
+    /// The plan of a batch as [`Plan::new`] makes it, in the memory of `old` where that is large enough, and otherwise in
+    /// memory for any batch that fits the room. What still reads the old plan was queued before, and is done first.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn in_memory_of(old: Option<Self>, d: &D, documents: Documents<'_>, room: Room) -> Result<Self> {
         let lists = Lists::new(documents)?;
+        let (positions, query_tiles, key_tiles) = match old {
+            Some(old) => (Some(old.positions), Some(old.query_tiles), Some(old.key_tiles)),
+            None => (None, None, None),
+        };
+        let tiles = |rows| Room::tiles(rows, room.documents);
         Ok(Self {
             queries: documents.positions.len(),
             keys: last(documents.cu_keys),
-            positions: Slice::from_host(d, &lists.positions)?,
-            query_tiles: Slice::from_host(d, &lists.query_tiles)?,
-            key_tiles: Slice::from_host(d, &lists.key_tiles)?,
+            tiles: (lists.query_tiles.len() / QUERY_TILE, lists.key_tiles.len() / KEY_TILE),
+            positions: Slice::in_memory_of(positions, d, room.queries, &lists.positions)?,
+            query_tiles: Slice::in_memory_of(
+                query_tiles,
+                d,
+                tiles(room.queries) * QUERY_TILE,
+                &lists.query_tiles,
+            )?,
+            key_tiles: Slice::in_memory_of(key_tiles, d, tiles(room.keys) * KEY_TILE, &lists.key_tiles)?,
         })
     }
 
     /// The plan of an empty batch whose lists have a fixed length, filled up with empty tiles: with [`Plan::set`],
     /// addresses and grids stay the same for any batch that fits the room.
     pub fn with_room(d: &D, room: Room) -> Result<Self> {
-        let tiles = |rows, of| Slice::zeros(d, Room::tiles(rows, room.documents) * of);
+        let tiles = (Room::tiles(room.queries, room.documents), Room::tiles(room.keys, room.documents));
         Ok(Self {
             queries: 0,
             keys: 0,
             positions: Slice::zeros(d, room.queries)?,
-            query_tiles: tiles(room.queries, QUERY_TILE)?,
-            key_tiles: tiles(room.keys, KEY_TILE)?,
+            query_tiles: Slice::zeros(d, tiles.0 * QUERY_TILE)?,
+            key_tiles: Slice::zeros(d, tiles.1 * KEY_TILE)?,
+            tiles,
         })
     }
 
@@ -105,6 +128,7 @@ impl<D: Driver> Plan<D> {
         }
         lists.query_tiles.resize(self.query_tiles.len(), 0);
         lists.key_tiles.resize(self.key_tiles.len(), 0);
+        self.tiles = (lists.query_tiles.len() / QUERY_TILE, lists.key_tiles.len() / KEY_TILE);
         (self.queries, self.keys) = (documents.positions.len(), last(documents.cu_keys));
         self.positions.write(d, 0, &lists.positions)?;
         self.query_tiles.write(d, 0, &lists.query_tiles)?;
@@ -123,12 +147,12 @@ impl<D: Driver> Plan<D> {
 
     /// Blocks per head of a pass over the queries.
     pub(super) fn query_blocks(&self) -> usize {
-        self.query_tiles.len() / QUERY_TILE
+        self.tiles.0
     }
 
     /// Blocks per head of a pass over the keys.
     pub(super) fn key_blocks(&self) -> usize {
-        self.key_tiles.len() / KEY_TILE
+        self.tiles.1
     }
 
     /// The first two arguments of a pass over the queries.

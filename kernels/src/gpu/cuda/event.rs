@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cudarc::driver::result::event;
-use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream};
+use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream, cuEventCreate};
 
 use super::status::Named;
 use crate::gpu::error::Result;
@@ -21,6 +21,16 @@ impl Event {
     /// An event to wait for.
     pub(super) fn mark() -> Result<Self> {
         event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING).map(Self).named("cuEventCreate")
+    }
+
+    /// An event to wait for asleep: for waits as long as a step, in which a core has better things to do than to spin.
+    pub(super) fn asleep() -> Result<Self> {
+        use CUevent_flags::{CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING};
+        let mut new = std::ptr::null_mut();
+        let flags = CU_EVENT_BLOCKING_SYNC as u32 | CU_EVENT_DISABLE_TIMING as u32;
+        // SAFETY: writes one handle to where it is told.
+        unsafe { cuEventCreate(&raw mut new, flags) }.result().named("cuEventCreate")?;
+        Ok(Self(new))
     }
 
     /// An event that also notes the time.

@@ -6,6 +6,7 @@
 mod device;
 mod event;
 mod gemm;
+mod late;
 mod library;
 mod mark;
 mod modules;
@@ -24,6 +25,7 @@ use cudarc::driver::sys::{cuMemcpyDtoHAsync_v2, cuMemsetD8Async};
 
 use self::device::Device;
 pub use self::device::{Facts, Memory};
+pub use self::late::Download;
 pub use self::mark::Mark;
 pub use self::modules::RESOURCES;
 pub use self::nvml::{Clocks, Known, Monitor};
@@ -148,17 +150,19 @@ impl Driver for Cuda {
         self.enter()?;
         let mut staging = self.0.staging.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: slices stay inside their memory, which `to` keeps alive.
-        unsafe { staging.copy(self.0.context.stream, from, to.address + at as u64) }
+        let queued = unsafe { staging.copy(self.0.context.stream, from, to.address + at as u64) };
+        self.0.context.blamed(queued)
     }
 
     fn download(&self, from: &Memory, at: usize, to: &mut [u8]) -> Result<()> {
         self.enter()?;
         let (at, stream) = (from.address + at as u64, self.0.context.stream);
         // SAFETY: slices stay inside their memory; the host bytes are ours until the wait below is over.
-        unsafe { cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), at, to.len(), stream) }
+        let queued = unsafe { cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), at, to.len(), stream) }
             .result()
-            .named("cuMemcpyDtoHAsync")?;
-        self.0.context.synchronize()
+            .named("cuMemcpyDtoHAsync");
+        let context = &self.0.context;
+        context.blamed(queued.and_then(|()| context.synchronize()))
     }
 
     fn clear(&self, memory: &mut Memory, at: usize, bytes: usize) -> Result<()> {
@@ -171,7 +175,7 @@ impl Driver for Cuda {
 
     fn synchronize(&self) -> Result<()> {
         self.enter()?;
-        self.0.context.synchronize()
+        self.0.context.blamed(self.0.context.synchronize())
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
@@ -181,7 +185,7 @@ impl Driver for Cuda {
         let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGS];
         if launch.args.len() > MAX_ARGS {
             let text = format!("{} arguments, and {MAX_ARGS} is the most", launch.args.len());
-            return Err(Error::Device { call: launch.kernel.into(), text });
+            return Err(Error::Refused { call: launch.kernel.into(), text });
         }
         for ((value, pointer), arg) in values.iter_mut().zip(&mut pointers).zip(launch.args) {
             // Little-endian, as every machine with a GPU is: the low bytes come first.
@@ -195,6 +199,7 @@ impl Driver for Cuda {
             *pointer = (&raw mut *value).cast();
         }
         let [x, y, z] = launch.grid;
+        self.0.context.queues(launch.kernel);
         self.0.modules.with(launch, self.0.facts.shared_per_block, |kernel| {
             let (grid, block) = ((x, y, z), (launch.threads, 1, 1));
             let pointers = &mut pointers[..launch.args.len()];
@@ -207,7 +212,8 @@ impl Driver for Cuda {
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
         self.enter()?;
         // SAFETY: passed on to the caller.
-        unsafe { self.0.products.queue(&self.0.context, gemm) }
+        let queued = unsafe { self.0.products.queue(&self.0.context, gemm) };
+        self.0.context.blamed(self.0.context.explained(queued))
     }
 
     fn limits(&self) -> Limits {
@@ -234,8 +240,8 @@ impl Driver for Cuda {
         end.since(start)
     }
 
-    fn set_trials(&self, on: bool) {
-        self.set_gemm_trials(on);
+    fn name(&self) -> String {
+        self.0.facts.name.clone()
     }
 
     // Memory.
@@ -243,5 +249,22 @@ impl Driver for Cuda {
     fn device_memory(&self) -> Result<Option<DeviceMemory>> {
         self.enter()?;
         self.0.context.device_memory().map(Some)
+    }
+
+    type Download = Download;
+
+    fn download_later(&self, from: &Memory, at: usize, bytes: usize) -> Result<Download> {
+        self.enter()?;
+        // SAFETY: slices stay inside their memory, which is freed behind whatever is queued.
+        unsafe { Download::queue(&self.0, from.address + at as u64, bytes) }
+    }
+
+    fn wait(&self, download: Download, to: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        self.0.context.blamed(download.wait(to))
+    }
+
+    fn tune(&self, on: bool) {
+        self.set_gemm_trials(on);
     }
 }
