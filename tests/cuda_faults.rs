@@ -265,7 +265,9 @@ fn a_device_that_is_taken_or_full_is_waited_for() {
     let full = [("FAKE_FAIL", "cuDevicePrimaryCtxRetain@1:2")];
     let nearly_full = [("FAKE_MEMORY", "40000000"), ("FAKE_OTHERS", "20000000")];
     let foreign = [("FAKE_FAIL", "cuModuleLoadData@1:209")];
-    let cases: [(&[(&str, &str)], &str); 4] = [
+    let no_host_memory = [("FAKE_FAIL", "cuMemHostAlloc@1:2")];
+    let cases: [(&[(&str, &str)], &str); 5] = [
+        (&no_host_memory, " of page-locked host memory could not be had: \"out of memory\""),
         (&exclusive, "`Fake GPU` is taken by another program, and its compute mode allows one at a time"),
         (&full, "are in use by other programs, and not even a context fits: \"out of memory\""),
         (
@@ -288,21 +290,28 @@ fn a_device_that_is_taken_or_full_is_waited_for() {
     bench.work(&job, &[]).ended(0, "");
 }
 
+/// What is known beforehand not to fit is refused before a weight is read; what turns out not to is planned again.
 #[test]
 fn memory_that_is_too_small_is_said_with_numbers() {
     let (Some(bench), Some(calls)) = (Bench::new(), whole_run()) else { return };
     let job = bench.prepared();
-    let room = |bytes: u64| bytes.to_string();
-    // Room for cuBLASLt's workspace and no more; room for all but the last of what is needed at a time.
-    for (memory, tokens) in [(room(34 << 20), false), (room(calls["peak"] - 1), true)] {
-        let ran = bench.work(&job, &[("FAKE_MEMORY", &memory)]);
-        ran.ended(69, "Not enough device memory: ").ended(69, "could not be allocated; of ");
-        assert_eq!(ran.stderr.contains(", with micro-batches of up to "), tokens, "{ran:#?}");
-        let failure = AttemptFailure::read(&job).unwrap().unwrap().error;
-        assert_eq!((failure.class.as_str(), failure.code.as_str()), ("memory", "insufficient_memory"));
-        assert!(failure.hint.unwrap().contains("needs less memory"));
-    }
-    bench.work(&job, &[("FAKE_MEMORY", &room(calls["peak"]))]).ended(0, "");
+    let ran = bench.work(&job, &[("FAKE_MEMORY", "200000000")]);
+    ran.ended(69, "Not enough memory: ")
+        .ended(69, " bytes) are needed and ")
+        .ended(69, " bytes) can be had; ");
+    let failure = AttemptFailure::read(&job).unwrap().unwrap().error;
+    assert_eq!((failure.class.as_str(), failure.code.as_str()), ("memory", "insufficient_memory"));
+    assert!(failure.hint.unwrap().contains("take a device with "));
+
+    // A device that has free what it then does not give: from the middle of what is allocated on, after the weights.
+    let fail = format!("cuMemAllocAsync@{}+:2", calls["cuMemAllocAsync"] * 9 / 10);
+    let ran = bench.work(&job, &[("FAKE_FAIL", &fail)]);
+    ran.ended(69, "Not enough device memory: ").ended(69, "could not be allocated; of ");
+    assert!(ran.stderr.contains(", with micro-batches of up to "), "{ran:#?}");
+    let failure = AttemptFailure::read(&job).unwrap().unwrap().error;
+    assert_eq!((failure.class.as_str(), failure.code.as_str()), ("memory", "insufficient_memory"));
+    assert!(failure.hint.unwrap().contains("needs less memory"));
+    bench.work(&job, &[]).ended(0, "");
 }
 
 /// Half-way through the run: what was saved is whole, and the next worker goes on from there.

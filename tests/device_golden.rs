@@ -338,11 +338,16 @@ fn greedy_tokens_are_the_golden_ones_where_the_margin_allows() {
     }
 }
 
-/// What a GPU is asked for is all there and can be met: by the CPU's kernels that round.
+/// What a GPU is asked for is all there and can be met: by the CPU's kernels that round, and by the emulator as far as it gets.
 #[test]
-#[ignore = "takes a minute, and holds for any device once it holds"]
+#[ignore = "takes minutes: it is for whoever changes what is compared"]
 fn the_whole_of_every_case_can_be_held() {
-    for (case, _) in all_cases() {
+    for (case, small) in all_cases() {
+        if small && Emulator::available() {
+            check_steps(DeviceKernels::new(Emulator::new(1)), &case, usize::MAX);
+            let d = Arc::new(Emulator::new(1));
+            check_tokens(|| DeviceKernels::shared(Arc::clone(&d)), &case, usize::MAX, usize::MAX);
+        }
         check_values(|| Rounded, &case);
         check_steps(Rounded, &case, usize::MAX);
         check_tokens(|| Rounded, &case, usize::MAX, usize::MAX);

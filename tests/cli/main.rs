@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
 mod adapter;
+mod bench;
 mod check;
 mod checkpoints;
 mod config;
@@ -11,6 +12,7 @@ mod jobs;
 mod keys;
 mod plan;
 mod quote;
+mod selftest;
 mod support;
 mod tables;
 mod train;

@@ -211,6 +211,10 @@ impl Kernels for Rounded {
     ) -> Result<(), Error> {
         rounded(x, |mut x| {
             let (n, vocab) = (x.rows, head.rows);
+            if targets.iter().any(|&target| target as usize >= vocab) {
+                // Which is refused.
+                return RefKernels.linear_cross_entropy(x, head, targets, weight, losses);
+            }
             let mut logits = vec![0.0; n * vocab];
             let hidden = Mat { buf: &*x.buf, at: x.at, rows: n, cols: x.cols, ld: x.ld, transposed: false };
             self.gemm(1.0, hidden, head.t(), 0.0, MatMut::new(&mut logits, n, vocab, vocab))?;

@@ -228,8 +228,11 @@ def measure_all(session: Session, run_one):
             print(f"{session.name}: {phase} {rows}x{length or 'mix'} in {micro}: {shown}", file=sys.stderr, flush=True)
             return record
 
+        def copied(record, phase):
+            session.write(phase, **{k: v for k, v in record.items() if k not in ("session", "model", "engine", "setting", "phase")})
+
         try:
-            plan.explore(length, equal, most_rows(session, length or plan.MIX["mean"]), measured, known, start=session.start_rows)
+            plan.explore(length, equal, most_rows(session, length or plan.MIX["mean"]), measured, copied, known, start=session.start_rows)
         except TimeoutError:
             session.cut(length, f"its time was up at {length or 'the mix'}")
 

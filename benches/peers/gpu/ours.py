@@ -52,7 +52,7 @@ def facts(session: common.Session, result: dict, warm_up: int, watch) -> dict:
     session.once = dict(load_seconds=result["load_seconds"], model_bytes=result["model_bytes"])
     timed, memory = result["timed"], result["memory"]
     out = dict(seconds=timed["seconds"], tokens=timed["tokens"], steps=timed["steps"], joules=timed["joules"],
-               median=statistics.median(step["seconds"] for step in result["steps"][warm_up:]),
+               median=statistics.median(step["device_seconds"] for step in result["steps"][warm_up:]),
                losses=[step["loss"] for step in result["steps"]], norms=[step["grad_norm"] for step in result["steps"]],
                device=result["device"])
     if memory:

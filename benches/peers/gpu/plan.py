@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, field
 # Rows and length of the equal batches; `mix` is rows of real lengths.
 SHAPES = ["16x2048", "8x2048", "2x8192", "32x512", "4x4096", "mix"]
 MIX = dict(rows=64, mean=200, longest=2048)
+# Enough of them for a CPU.
+CPU_MIX_ROWS = 4
 
 # The first of each engine is the one that matters most: time may run out.
 ENGINES = {
@@ -85,6 +87,8 @@ def sessions(models: list, shapes: list, device: str, only: list) -> list:
     lengths = {}
     for text in shapes:
         rows, length = shape(text)
+        if length == 0 and not device.startswith("cuda"):
+            rows = CPU_MIX_ROWS
         lengths.setdefault(length, []).append(rows)
     engines, out = ENGINES if device.startswith("cuda") else CPU_ENGINES, []
     for model in models:
@@ -121,11 +125,11 @@ def doubling(most: int):
     yield most
 
 
-def explore(length: int, equal: list, most_rows: int, run_one, known: list, start: int = 1):
+def explore(length: int, equal: list, most_rows: int, run_one, copy, known: list, start: int = 1):
     """Searches an engine's best micro-batch at one length and then measures it, alone and at the batches that all share.
 
     `run_one(phase, rows, micro)` measures a step of `rows` rows in micro-batches of `micro` and returns a record with `ok` and
-    `rate`, or with `memory` where they do not fit. Rows double until they do not fit any more; the best is the fastest that did.
+    `rate`, or with `memory` where they do not fit; `copy(record, phase)` says that a measurement is also that of another phase. Rows double until they do not fit any more; the best is the fastest that did.
     `known` are records of an earlier run that was cut: what they hold is not measured again. The mix (length 0) has one batch:
     there the micro-batch alone is searched, `rows` stay.
     """
@@ -148,12 +152,15 @@ def explore(length: int, equal: list, most_rows: int, run_one, known: list, star
             break
     if not fits:
         # A search that begins above 1 row has not said that 1 row does not fit.
-        return explore(length, equal, most_rows, run_one, known) if start > 1 else None
+        return explore(length, equal, most_rows, run_one, copy, known) if start > 1 else None
     best = max(fits, key=lambda r: r["rate"])
-    if length:
-        find("best", best["rows"], best["micro"])
+    alone = find("best", best["rows"], best["micro"]) if length else None
     for rows in equal:
         # The fastest micro-batch that divides the step.
         choices = [r for r in fits if r["micro"] <= rows and rows % r["micro"] == 0]
-        find("equal", rows, max(choices or fits[:1], key=lambda r: r["rate"])["micro"])
+        micro = max(choices or fits[:1], key=lambda r: r["rate"])["micro"]
+        if alone and alone.get("ok") and (rows, micro) == (alone["rows"], alone["micro"]):
+            copy(alone, "equal")
+        else:
+            find("equal", rows, micro)
     return best

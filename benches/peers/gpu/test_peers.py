@@ -91,7 +91,10 @@ class Plan(unittest.TestCase):
             fits = rate(micro)
             return dict(length=length, phase=phase, rows=rows, micro=micro, ok=fits is not None, memory=fits is None, rate=fits)
 
-        best = plan.explore(length, list(equal), most, run_one, list(known), start)
+        def copy(record, phase):
+            asked.append((phase, "as", record["phase"]))
+
+        best = plan.explore(length, list(equal), most, run_one, copy, list(known), start)
         return best, asked
 
     def test_the_best_batch_is_found_and_all_meet_at_the_same_ones(self):
@@ -103,6 +106,10 @@ class Plan(unittest.TestCase):
         self.assertEqual(best["micro"], 2)
         self.assertEqual(asked[-2:], [("best", 2, 2), ("equal", 6, 2)])
         self.assertLess(max(micro for _, _, micro in asked), 64)
+
+    def test_a_best_batch_that_all_share_is_measured_once(self):
+        _, asked = self.explore(lambda micro: 1000.0 + micro if micro <= 8 else None)
+        self.assertEqual(asked[-3:], [("best", 8, 8), ("equal", 16, 8), ("equal", "as", "best")])
 
     def test_nothing_fits(self):
         best, asked = self.explore(lambda micro: None)
@@ -159,6 +166,13 @@ class Tables(unittest.TestCase):
         self.assertIn("= 1.20 x Unsloth's best", lines[1])
         # Never across batches.
         self.assertEqual(tables.ratios([record(engine="ours"), record(rows=8)]), [])
+
+    def test_engines_did_the_same_work(self):
+        records = [record(losses=[5.0, 4.0, 3.0]), record(engine="ours", losses=[5.0, 4.5]), record(engine="unsloth", losses=[5.0, 4.1]),
+                   record(rows=8, losses=[9.0]), record(engine="ours", phase="best", losses=[1.0, 1.0]), record(engine="hf+liger", ok=False, memory=True)]
+        self.assertEqual(tables.agreement(records), ["mistral-7b, 16x2048: losses of the same step differ by at most 5.0e-01 over 2 steps, between "
+                                                     "tunesmith (keeps all) and PEFT (no checkpointing, bf16 adapter, cudnn)"])
+        self.assertIn("inf", tables.agreement([record(losses=[float("nan")]), record(engine="ours", losses=[1.0])])[0])
 
     def test_loading_and_absent(self):
         records = [record(load_seconds=10.0, model_bytes=14_500_000_000), record(load_seconds=8.0, model_bytes=14_500_000_000)]

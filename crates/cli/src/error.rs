@@ -35,6 +35,14 @@ pub enum CliError {
     /// The device asked for is not there, or not to be had.
     #[error("{0}")]
     Device(String),
+    /// The device is there, and does not compute what it should.
+    #[error("{message}")]
+    Untested {
+        /// Which device, and which operation.
+        message: String,
+        /// How to go on.
+        hint: String,
+    },
     /// What is asked for is taken.
     #[error("{message}")]
     Unavailable {
@@ -87,12 +95,16 @@ pub enum CliError {
 /// The exit code for a run that goes on when it is run again.
 pub const GO_ON: u8 = 75;
 
+/// The exit code of a selftest that failed.
+pub const WRONG: u8 = 1;
+
 /// The exit code for input that fails again.
 pub const BAD_DATA: u8 = 65;
 
 /// One line of the table of exit codes.
-pub const EXIT_CODES: [(u8, &str); 8] = [
+pub const EXIT_CODES: [(u8, &str); 9] = [
     (0, "done"),
+    (WRONG, "`selftest` found a device that does not compute what it should"),
     (2, "the command line is wrong"),
     (
         BAD_DATA,
@@ -101,7 +113,8 @@ pub const EXIT_CODES: [(u8, &str); 8] = [
     ),
     (
         69,
-        "the device asked for is not there, or its memory is too small; or the workspace has a `serve` already",
+        "the device asked for is not there, is taken or failed, does not compute what it should, or its memory is too small; or \
+         the workspace has a `serve` already",
     ),
     (70, "internal error: a bug"),
     (74, "a file could not be read or written: disk full, no permission"),
@@ -207,6 +220,7 @@ impl CliError {
             Self::Spec(_) => ("data", "invalid_config"),
             Self::Input { code, .. } => ("data", code),
             Self::Device(_) => ("device", "device_missing"),
+            Self::Untested { .. } => ("device", "selftest_failed"),
             Self::Unavailable { code, .. } => ("device", code),
             Self::Jobs(e) => jobs_kind(e),
             Self::Io { .. } => ("io", "io_error"),
@@ -232,6 +246,7 @@ impl CliError {
             Self::Spec(SpecError::Problems(_)) => {
                 Some("`tunesmith config schema` lists every key and what it accepts".to_owned())
             }
+            Self::Untested { hint, .. } => Some(hint.clone()),
             Self::Device(_) => Some("`device = \"cpu\"` always works".to_owned()),
             _ if self.code() == "device_failed" => Some(
                 "a job goes on from its last checkpoint, which is intact: by itself, or by `tunesmith retry` once it has \

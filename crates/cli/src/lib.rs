@@ -76,6 +76,7 @@ fn dispatch(command: &Command) -> Result<ExitCode, Failed> {
         Command::Logs(args) => commands::jobs::logs(args)?,
         Command::Rm(args) => commands::jobs::remove(args)?,
         Command::Doctor(args) => return Ok(commands::jobs::doctor(args)?),
+        Command::Selftest(args) => return Ok(commands::selftest::run(args)?),
         Command::TemplateHelper => {
             tunesmith_data::serve_templates().map_err(|e| CliError::Internal(e.to_string()))?;
         }

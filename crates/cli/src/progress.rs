@@ -125,6 +125,29 @@ impl Progress {
         }
     }
 
+    /// So many checks are done, the last of them of `what`. Nothing is said in the first second.
+    pub fn checking(&mut self, what: &str, done: usize) {
+        let now = Instant::now();
+        let started = *self.started.get_or_insert(now);
+        if now.duration_since(started) < PLAIN_INTERVAL {
+            return;
+        }
+        match &mut self.mode {
+            Mode::Quiet => {}
+            Mode::Plain { last } => {
+                if last.is_none_or(|last| now.duration_since(last) >= ROWS_INTERVAL) {
+                    *last = Some(now);
+                    out::note(&format!("{done} checks done, the last of {what}"));
+                }
+            }
+            Mode::Bar { bar } => {
+                let bar = bar.get_or_insert_with(|| new_bar(u64::MAX, "{spinner} {pos} checks done, {msg}"));
+                bar.set_message(what.to_owned());
+                bar.set_position(done as u64);
+            }
+        }
+    }
+
     /// Moves a bar that goes away when it is full.
     fn bar(&mut self, done: u64, total: u64, template: &str) {
         let Mode::Bar { bar } = &mut self.mode else { return };

@@ -117,7 +117,7 @@ mod tests {
         AdapterLayout::new(config, &lora.resolve(config.num_hidden_layers).unwrap())
     }
 
-    /// GFLOP per token, to one decimal, at documents of `length`.
+    /// GFLOP per token at documents of `length`.
     fn per_token(name: &str, length: usize, keep: Keep) -> Flops {
         let config = ModelConfig { sliding_window: None, ..ModelConfig::named(name).unwrap() };
         let keep = vec![keep; config.num_hidden_layers];
@@ -161,10 +161,10 @@ mod tests {
         ] {
             near(got, want, 0.01);
         }
-        // What each way of keeping less costs.
+        // What each way of keeping less costs; the table leaves the low-rank products out, up to 0.08.
         for (keep, want) in [(Keep::NoMlp, 7.5), (Keep::Residuals, 9.7), (Keep::Input, 10.7)] {
             let f = per_token("mistral-7b", 2048, keep);
-            near(f.recomputed, want, 0.1);
+            near(f.recomputed, want, 0.2);
             near(f.computed(), 30.5 + want, 0.2);
         }
     }

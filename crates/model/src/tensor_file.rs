@@ -154,8 +154,8 @@ impl TensorFile {
     }
 
     /// The type of a tensor whose shape must be `expected`, and what reads its bytes from an offset into it on, on any
-    /// number of threads.
-    pub(crate) fn stored(
+    /// number of threads: what [`tunesmith_ops::Kernels::load`] takes.
+    pub fn stored(
         &self,
         name: &str,
         expected: &[usize],

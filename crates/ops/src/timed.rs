@@ -120,7 +120,7 @@ impl<K: Kernels> Timed<K> {
                 None => ops.push(OpTime { phase: *phase, op, calls: 1, time }),
             }
         }
-        ops.sort_by(|a, b| b.time.cmp(&a.time));
+        ops.sort_by_key(|op| std::cmp::Reverse(op.time));
         Ok(Times { total, ops })
     }
 

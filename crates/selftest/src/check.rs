@@ -1,14 +1,22 @@
 //! What a check found.
 
 use serde::Serialize;
+use tunesmith_ops::Kernels;
 
 /// What a backend keeps activations and frozen weights in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Storage {
+pub enum Precision {
     /// f32, as the CPU does.
     F32,
     /// bf16 with f32 sums, as a device does.
     Bf16,
+}
+
+impl Precision {
+    /// That of a backend.
+    pub fn of<K: Kernels>(k: &K) -> Self {
+        if k.storage().bytes == 2 { Self::Bf16 } else { Self::F32 }
+    }
 }
 
 /// How much is computed.
@@ -46,7 +54,7 @@ impl Check {
     }
 
     /// A check that failed without a number.
-    pub(crate) fn failed(name: &'static str, shape: String, allowed: f64, detail: String) -> Self {
+    pub fn failed(name: &'static str, shape: String, allowed: f64, detail: String) -> Self {
         Self { name, shape, error: f64::INFINITY, allowed, passed: false, detail: Some(detail) }
     }
 }

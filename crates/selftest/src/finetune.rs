@@ -13,7 +13,7 @@ use tunesmith_model::{Architecture, Batch, Checkpoint, Decoder, ModelConfig, Rop
 use tunesmith_ops::Kernels;
 use tunesmith_train::{TrainConfig, Trainer};
 
-use crate::check::{Check, Error, Storage};
+use crate::check::{Check, Error, Precision};
 use crate::draw::{round, values};
 use crate::lab::relative_l2;
 use crate::recorded::RECORDED;
@@ -22,23 +22,25 @@ use crate::recorded::RECORDED;
 pub const STEPS: usize = RECORDED.len();
 
 /// How far, in nats, the loss falls in all of them, at least.
-pub const FALL: f64 = 1.5;
+pub const FALL: f64 = 4.5;
 
 /// Learning rate of every step.
 const RATE: f64 = 5e-3;
 /// Documents of a step, and of a micro-batch: three of those make a step, the last one smaller.
 const DOCUMENTS: usize = 12;
 const MICRO: usize = 5;
-/// Norm that gradients are clipped to: in the first steps they are larger, in the last ones smaller.
-const CLIP: f64 = 1.0;
+/// Norm that gradients are clipped to: those in the middle of the run are larger, the first and the last smaller.
+const CLIP: f64 = 0.5;
 /// Tokens of the prompt and the reply that is generated.
 const PROMPT: usize = 5;
 const REPLY: usize = 8;
 
 /// How far from the stored numbers a run may be.
 ///
-/// Those of f32 hold between machines whose instruction sets sum in other orders. Those of bf16 are three times what
-/// storing everything rounded to bf16 costs the CPU over the same steps (`tests/finetune.rs` measures it).
+/// Those of f32 hold between machines whose instruction sets sum in other orders. Losses and norms of bf16 are three times
+/// what storing everything rounded to bf16 costs the CPU over the same steps: 1.7e-3 nats and 4.8e-3
+/// (`tests/finetune.rs` measures it). Through a cache a device runs another kernel, which rounds elsewhere: its logits may
+/// be two and a half times as far off as those of the emulator are, 8.3e-3.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerance {
     /// Largest distance of a loss, in nats.
@@ -51,10 +53,10 @@ pub struct Tolerance {
 
 impl Tolerance {
     /// What this kind of device may differ by.
-    pub const fn of(storage: Storage) -> Self {
-        match storage {
-            Storage::F32 => Self { loss: 1e-4, norm: 1e-3, logits: 1e-5 },
-            Storage::Bf16 => Self { loss: 2e-2, norm: 3e-2, logits: 2e-2 },
+    pub const fn of(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self { loss: 1e-4, norm: 1e-3, logits: 1e-5 },
+            Precision::Bf16 => Self { loss: 5.5e-3, norm: 1.5e-2, logits: 2e-2 },
         }
     }
 }
@@ -66,7 +68,7 @@ impl Tolerance {
 /// What keeps it from being run at all: a device that fails, a temporary folder that cannot be written.
 pub fn fine_tune<K: Kernels>(
     kernels: K,
-    storage: Storage,
+    precision: Precision,
     steps: usize,
     tell: &mut dyn FnMut(&Check),
 ) -> Result<Vec<Check>, Error> {
@@ -75,7 +77,7 @@ pub fn fine_tune<K: Kernels>(
         tell(&check);
         checks.push(check);
     };
-    let tolerance = Tolerance::of(storage);
+    let tolerance = Tolerance::of(precision);
     let dir = tempfile::Builder::new()
         .prefix("tunesmith-selftest")
         .tempdir()
@@ -290,3 +292,6 @@ fn likeliest(logits: &[f32]) -> u32 {
     let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
     best.map_or(0, |(id, _)| id as u32)
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ mod placed;
 mod recorded;
 mod reference;
 
-pub use check::{Check, Error, Size, Storage};
+pub use check::{Check, Error, Precision, Size};
 pub use finetune::{FALL, STEPS, Tolerance, fine_tune, record};
 
 use tunesmith_ops::Kernels;
@@ -24,8 +24,13 @@ use lab::Lab;
 /// Runs every operation of `k` and says how far from f64 it is. `tell` hears of each check as it is done.
 ///
 /// Where the device itself fails, the list ends there: what comes after such a failure means nothing.
-pub fn kernels<K: Kernels>(k: &K, storage: Storage, size: Size, tell: &mut dyn FnMut(&Check)) -> Vec<Check> {
-    let mut lab = Lab::new(k, storage, size, tell);
+pub fn kernels<K: Kernels>(
+    k: &K,
+    precision: Precision,
+    size: Size,
+    tell: &mut dyn FnMut(&Check),
+) -> Vec<Check> {
+    let mut lab = Lab::new(k, precision, size, tell);
     cases::all(&mut lab);
     lab.checks
 }

@@ -6,6 +6,7 @@ mod pending;
 mod warm_up;
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use tunesmith_data::Example;
 use tunesmith_model::{Decoder, Workspace};
@@ -254,6 +255,11 @@ impl<K: Kernels> Trainer<K> {
 
     /// What came of queued steps, in their order, each once.
     pub fn outcomes(&mut self) -> Vec<StepOutcome> {
+        self.timed_outcomes().into_iter().map(|(outcome, _)| outcome).collect()
+    }
+
+    /// [`Trainer::outcomes`], each with the time at which it was known.
+    pub(crate) fn timed_outcomes(&mut self) -> Vec<(StepOutcome, Instant)> {
         self.pending.take_outcomes()
     }
 

@@ -29,7 +29,7 @@ const SHOWN: f64 = 0.005;
 
 /// Measures a training step and says what it found.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), CliError> {
-    let device = resolve_device(&args.device).to_owned();
+    let device = resolve_device(&args.device, args.quiet)?;
     check_device(&device)?;
     let request = request(args, device)?;
     let stop = interrupt::install_stop("stopping", Stop::Cancel, 130)?;

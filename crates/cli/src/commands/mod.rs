@@ -11,6 +11,7 @@ pub(crate) mod jobs;
 mod mask;
 pub(crate) mod plan;
 pub(crate) mod quote;
+pub(crate) mod selftest;
 pub(crate) mod serve;
 pub(crate) mod train;
 mod watch;

@@ -21,6 +21,9 @@ pub(crate) fn run(args: &QuoteArgs) -> Result<(), CliError> {
     spec.output = None;
     preflight(&spec)?;
     let stop = interrupt::install_stop("stopping", Stop::Cancel, 130)?;
+    if !args.no_measure {
+        spec.device = engine::resolve_device(&spec.device, args.json)?;
+    }
     let measure = (!args.no_measure).then(|| Duration::from_secs(u64::from(args.measure_seconds)));
     let mut quote = engine::quote(&spec, measure, &stop, args.json)?;
     quote.costs = quote.costs.priced(args.price_per_million);

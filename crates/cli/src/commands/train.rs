@@ -37,8 +37,10 @@ impl From<CliError> for Failed {
 
 /// Runs a job. Its directory holds spec, events and, whatever happens, a result.
 pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
-    let spec = load(&args.job, &args.overrides)?.spec;
+    let mut spec = load(&args.job, &args.overrides)?.spec;
     preflight(&spec)?;
+    // The job's spec, row and lease name the device that it runs on.
+    spec.device = engine::resolve_device(&spec.device, args.quiet)?;
     let resolved = serde_json::to_value(&spec).map_err(|e| CliError::Internal(e.to_string()))?;
     let home = jobdir::home().map_err(CliError::from)?;
     let mut booking = Booking::open(&home)?;

@@ -1,5 +1,6 @@
 //! Where to compute.
 
+use serde::{Deserialize, Serialize};
 use tunesmith_ops::{Kernels, RefKernels, Storage};
 
 use crate::energy::Counter;
@@ -14,20 +15,51 @@ pub(super) trait Work {
     fn on<K: Kernels>(self, kernels: K) -> Result<Self::Output, CliError>;
 }
 
-/// Does `work` on `cpu`, `auto` or `cuda:N`. `auto` is the CPU.
+/// What a GPU that can be used is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// `cuda:N`.
+    pub device: String,
+    /// The name that its maker gave it.
+    pub name: String,
+    /// Compute capability, as in `9.0`.
+    pub compute_capability: String,
+    /// The CUDA version that its driver supports, as in `13.0`.
+    pub driver_cuda: String,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Version of the cuBLASLt that computes its products.
+    pub cublaslt: Option<String>,
+}
+
+/// Does `work` on `cpu` or `cuda:N`; what `auto` is has been decided before.
 ///
 /// # Errors
 /// [`CliError::Device`] when the device is not there; whatever the work returns.
 pub(super) fn run<W: Work>(device: &str, work: W) -> Result<W::Output, CliError> {
     match ordinal(device) {
-        None => work.on(RefKernels),
         Some(ordinal) => on_cuda(device, ordinal, work),
+        None if device == "cpu" => work.on(RefKernels),
+        None => Err(CliError::Internal(format!("nobody has decided what device `{device}` is"))),
     }
 }
 
-/// What a word for a device means: `auto` is the CPU, wherever a job runs, as long as no GPU has shown what it does.
-pub fn resolve(device: &str) -> &str {
-    if device == "auto" { "cpu" } else { device }
+/// Every GPU that the driver sees, or why it cannot be used; none in a build without CUDA.
+pub(super) fn gpus() -> Vec<Result<Gpu, CliError>> {
+    (0..count_cuda()).map(|n| look(&format!("cuda:{n}"))).collect()
+}
+
+/// What a GPU is.
+///
+/// # Errors
+/// [`CliError::Device`] when it is not there.
+pub(super) fn look(device: &str) -> Result<Gpu, CliError> {
+    match ordinal(device) {
+        Some(ordinal) => look_cuda(device, ordinal),
+        None => Err(CliError::Internal(format!("`{device}` is no GPU"))),
+    }
 }
 
 /// How a device stores values.
@@ -40,12 +72,12 @@ pub(super) fn storage(device: &str) -> Storage {
 /// # Errors
 /// [`CliError::Device`] when it is not there.
 pub fn check(device: &str) -> Result<(), CliError> {
-    ordinal(device).map_or(Ok(()), |ordinal| check_cuda(device, ordinal))
+    ordinal(device).map_or(Ok(()), |ordinal| look_cuda(device, ordinal).map(drop))
 }
 
 /// Every device that can be used: `cpu`, then the GPUs.
 pub fn all() -> Vec<String> {
-    let gpus = (0..).map(|n| format!("cuda:{n}")).take_while(|device| check(device).is_ok());
+    let gpus = gpus().into_iter().flatten().map(|gpu| gpu.device);
     std::iter::once("cpu".to_owned()).chain(gpus).collect()
 }
 
@@ -65,8 +97,24 @@ fn on_cuda<W: Work>(device: &str, ordinal: usize, work: W) -> Result<W::Output, 
 }
 
 #[cfg(feature = "cuda")]
-fn check_cuda(device: &str, ordinal: usize) -> Result<(), CliError> {
-    tunesmith_ops::CudaKernels::check(ordinal).map_err(|error| unusable(device, error))
+fn look_cuda(device: &str, ordinal: usize) -> Result<Gpu, CliError> {
+    use tunesmith_ops::CudaKernels;
+    let facts = CudaKernels::look(ordinal).map_err(|error| unusable(device, error))?;
+    let dotted = |(major, minor): (u32, u32)| format!("{major}.{minor}");
+    Ok(Gpu {
+        device: device.to_owned(),
+        name: facts.name,
+        compute_capability: dotted(facts.capability),
+        driver_cuda: dotted(facts.driver),
+        memory_bytes: facts.memory as u64,
+        multiprocessors: facts.multiprocessors,
+        cublaslt: CudaKernels::cublaslt(),
+    })
+}
+
+#[cfg(feature = "cuda")]
+fn count_cuda() -> usize {
+    tunesmith_ops::CudaKernels::count()
 }
 
 #[cfg(feature = "cuda")]
@@ -91,13 +139,21 @@ fn unusable(device: &str, error: tunesmith_ops::Error) -> CliError {
 
 #[cfg(not(feature = "cuda"))]
 fn on_cuda<W: Work>(device: &str, ordinal: usize, _: W) -> Result<W::Output, CliError> {
-    check_cuda(device, ordinal)
+    match look_cuda(device, ordinal) {
+        Ok(gpu) => Err(CliError::Internal(format!("`{}` is there without CUDA", gpu.device))),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn check_cuda<T>(device: &str, _: usize) -> Result<T, CliError> {
+fn count_cuda() -> usize {
+    0
+}
+
+#[cfg(not(feature = "cuda"))]
+fn look_cuda(device: &str, _: usize) -> Result<Gpu, CliError> {
     Err(CliError::Device(format!(
-        "device `{device}` was asked for, but this build has no CUDA; it computes on the CPU only"
+        "device `{device}` was asked for, but this build has no CUDA; one made with `--features cuda` has"
     )))
 }
 

@@ -12,7 +12,7 @@ use tunesmith_train::plan::{self, Attempt, Budget, Items, Lengths, Plan, Request
 use super::base::Base;
 use super::data::{self, Parts};
 use super::device::{self, Work};
-use super::{Run, Source, StopFlag};
+use super::{Run, Source, StopFlag, auto};
 use crate::cards::Card;
 use crate::error::CliError;
 use crate::spec::JobSpec;
@@ -254,12 +254,14 @@ pub fn plan_job(spec: &JobSpec, target: Target, stop: &StopFlag, quiet: bool) ->
             (name, Storage::DEVICE, None, Budget::of_device(&free(bytes), None))
         }
         Target::Device => {
-            let (storage, memory) = device::run(&spec.device, Looking)?;
+            // What is planned need not compute yet: `auto` may not have been tried.
+            let device = if spec.device == "auto" { auto::candidate(quiet) } else { spec.device.clone() };
+            let (storage, memory) = device::run(&device, Looking)?;
             let budget = match &memory {
                 Some(memory) => Budget::of_device(memory, limit(spec)),
                 None => Budget::of_host(limit(spec)),
             };
-            (device::resolve(&spec.device).to_owned(), storage, memory, budget)
+            (device, storage, memory, budget)
         }
     };
     let sizes = Sizes::new(&run, &base, &parts, storage, budget)?;

@@ -139,7 +139,8 @@ pub const KEYS: &[Key] = &[
     key(
         "device",
         Kind::Device,
-        "Where to compute: `cpu`, `cuda:N` for a GPU (builds with CUDA), or `auto`, which is the CPU for now.",
+        "Where to compute: `cpu`, `cuda:N` for a GPU (builds with CUDA), or `auto`: the first GPU once a selftest was \
+         passed on it, and the CPU where there is none.",
     ),
     key("output", Kind::Text, "Directory to copy the finished adapter to; it must not exist."),
     required(

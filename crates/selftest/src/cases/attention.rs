@@ -3,7 +3,7 @@
 
 use tunesmith_ops::{Attention, AttentionGradients, Error, Kernels, Sequences};
 
-use crate::check::Storage;
+use crate::check::Precision;
 use crate::draw::{round, values};
 use crate::lab::{Allowed, Case, Fault, Lab};
 use crate::placed::{Placed, Rows, full, read_full};
@@ -177,7 +177,8 @@ fn forward<K: Kernels>(lab: &mut Lab<'_, K>, call: &Call, keeps_lse: bool, size:
             if keeps_lse { vec![out.o, out.lse] } else { vec![out.o] }
         },
         outputs: if keeps_lse { &outputs } else { &outputs[..1] },
-        nan: nan.then_some((1, 2 * call.kv_heads * call.dim + 1)),
+        // The last key, which the last query sees whatever the window.
+        nan: nan.then_some((1, (call.keys() - 1) * call.kv_heads * call.dim + 1)),
     });
 }
 
@@ -187,9 +188,9 @@ fn backward<K: Kernels>(lab: &mut Lab<'_, K>, call: &Call, size: f32, nan: bool)
     let mut given = inputs(call, size);
     let forward = call.forward(&given[0], &given[1], &given[2]);
     // What a forward leaves behind: o as the device stores it.
-    let store = |v: f64| match lab.storage() {
-        Storage::F32 => v as f32,
-        Storage::Bf16 => round(v as f32),
+    let store = |v: f64| match lab.precision() {
+        Precision::F32 => v as f32,
+        Precision::Bf16 => round(v as f32),
     };
     given.push(forward.o.into_iter().map(store).collect());
     given.push(forward.lse.into_iter().map(|v| v as f32).collect());

@@ -59,6 +59,19 @@ pub(crate) fn dropout(m: &[f32], cols: usize, mask: Mask, names: &[[u32; 2]]) ->
     out
 }
 
+/// Weights of a tensor: the sum of the four bytes of a word, less its mean, over its standard deviation. Value `i` is of
+/// word `i % 4` at the counter (i / 4, tensor, a purpose) under the seed.
+pub(crate) fn fill(seed: u64, tensor: u32, std: f32, len: usize) -> Vec<f64> {
+    let deviation = (4.0 * (256_f64.powi(2) - 1.0) / 12.0).sqrt();
+    let one = |i: usize| {
+        let key = [(seed & 0xFFFF_FFFF) as u32, (seed >> 32) as u32];
+        let word = philox([(i / 4) as u32, 0, tensor, 0xF111], key)[i % 4];
+        let sum: f64 = (0..4).map(|byte| f64::from(word >> (8 * byte) & 0xFF)).sum();
+        (sum - 4.0 * 127.5) / deviation * f64::from(std)
+    };
+    (0..len).map(one).collect()
+}
+
 /// Every head of row `t` turned by the angle of `positions[t]`: the pair (i, i + half) by position times frequency `i`,
 /// that product in f32 as the models were trained with.
 pub(crate) fn rope(

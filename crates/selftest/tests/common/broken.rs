@@ -1,8 +1,12 @@
 //! A backend with one operation that is wrong.
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use tunesmith_ops::{
-    AdamW, Attention, AttentionGradients, DeviceError, DropoutKey, Error, Index, Kernels, Mat, MatMut,
-    RopeTable, RowNames, Sequences,
+    AdamW, Attention, AttentionGradients, DeviceError, DeviceMemory, DropoutKey, Error, FillKey, Flat, Index,
+    Kernels, Mat, MatMut, Refresh, RopeTable, RowNames, Segment, Sequences, Storage, Stored,
 };
 
 type Buf = Vec<f32>;
@@ -43,9 +47,15 @@ pub(crate) enum How {
 }
 
 /// Each operation, and what is wrong with it.
-pub(crate) const MUTATIONS: [(&str, How); 61] = [
+pub(crate) const MUTATIONS: [(&str, How); 67] = [
     ("memory", How::Large),
     ("memory", How::SecondLarge),
+    ("load", How::Large),
+    ("load", How::Beside),
+    ("load", How::Takes),
+    ("fill_random", How::Large),
+    ("fill_random", How::Mask),
+    ("fill_random", How::Short),
     ("clear_full", How::Short),
     ("copy", How::Large),
     ("copy", How::Short),
@@ -112,12 +122,12 @@ pub(crate) struct Broken<'a, K> {
     inner: &'a K,
     op: &'static str,
     how: How,
-    calls: std::sync::atomic::AtomicUsize,
+    calls: AtomicUsize,
 }
 
 impl<'a, K: Kernels<Buf = Buf, Full = Buf>> Broken<'a, K> {
     pub(crate) fn new(inner: &'a K, (op, how): (&'static str, How)) -> Self {
-        Self { inner, op, how, calls: std::sync::atomic::AtomicUsize::default() }
+        Self { inner, op, how, calls: AtomicUsize::default() }
     }
 
     /// What is wrong with `op`, if it is the one.
@@ -150,7 +160,7 @@ impl<'a, K: Kernels<Buf = Buf, Full = Buf>> Broken<'a, K> {
             Some(How::Large) => out.each(&before, |v, _| v * 1.03),
             Some(How::Swallows) => out.each(&before, |v, _| if v.is_nan() { 0.0 } else { v }),
             Some(How::Wavers) => {
-                let calls = self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let calls = self.calls.fetch_add(1, Ordering::Relaxed);
                 out.buf[out.at] *= 1.0 + calls as f32 / 1e3;
             }
             Some(How::Short) => {
@@ -476,5 +486,73 @@ impl<K: Kernels<Buf = Buf, Full = Buf>> Kernels for Broken<'_, K> {
             _ => step,
         };
         self.inner.adamw(step, p, g, m, v)
+    }
+    fn load(&self, from: Stored<'_>, out: MatMut<'_, Buf>, told: &mut dyn FnMut(usize)) -> Result<(), Error> {
+        self.spoiled("load", out, |out| match self.inner.load(from, out, told) {
+            Err(Error::ValueNotFinite { .. }) if self.wrong("load") == Some(How::Takes) => Ok(()),
+            loaded => loaded,
+        })
+    }
+    fn fill_random(&self, key: FillKey, std: f32, out: MatMut<'_, Buf>) -> Result<(), Error> {
+        let tensor = key.tensor + u32::from(self.wrong("fill_random") == Some(How::Mask));
+        self.spoiled("fill_random", out, |out| self.inner.fill_random(FillKey { tensor, ..key }, std, out))
+    }
+
+    type Mark = K::Mark;
+
+    fn mark(&self) -> Result<K::Mark, Error> {
+        self.inner.mark()
+    }
+    fn between(&self, start: &K::Mark, end: &K::Mark) -> Result<Duration, Error> {
+        self.inner.between(start, end)
+    }
+    fn storage(&self) -> Storage {
+        self.inner.storage()
+    }
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        self.inner.memory()
+    }
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    type Later = K::Later;
+    type Guard = K::Guard;
+    type Copies = K::Copies;
+
+    fn row_padding(&self) -> usize {
+        self.inner.row_padding()
+    }
+    fn ahead(&self) -> usize {
+        self.inner.ahead()
+    }
+    fn read_later(&self, buf: &Buf, range: Range<usize>) -> Result<K::Later, Error> {
+        self.inner.read_later(buf, range)
+    }
+    fn wait(&self, later: K::Later) -> Result<Vec<f64>, Error> {
+        self.inner.wait(later)
+    }
+    fn guard(&self) -> Result<K::Guard, Error> {
+        self.inner.guard()
+    }
+    fn clear_guard(&self, guard: &mut K::Guard) -> Result<(), Error> {
+        self.inner.clear_guard(guard)
+    }
+    fn watch(&self, losses: &Buf, n: usize, guard: &mut K::Guard) -> Result<(), Error> {
+        self.inner.watch(losses, n, guard)
+    }
+    fn copies(&self, n: usize, to: &[&Buf], segments: &[Segment]) -> Result<K::Copies, Error> {
+        self.inner.copies(n, to, segments)
+    }
+    fn clip_and_update(
+        &self,
+        step: AdamW,
+        max_norm: Option<f64>,
+        guard: &mut K::Guard,
+        flat: Flat<'_, Buf>,
+        refresh: Refresh<'_, '_, Self>,
+    ) -> Result<K::Later, Error> {
+        let Refresh { copies, to } = refresh;
+        self.inner.clip_and_update(step, max_norm, guard, flat, Refresh { copies, to })
     }
 }

@@ -50,6 +50,8 @@ struct Step {
     grad_norm: f64,
     /// From before the rows are put into micro-batches to when loss and norm are on the host.
     seconds: f64,
+    /// By the device's own clock, between a mark before the step's first work and one after its last.
+    device_seconds: f64,
     tokens: usize,
     trained_tokens: usize,
 }
@@ -138,7 +140,7 @@ impl Work for Replay {
         let warm_up = args.number("warm-up")?.unwrap_or(0_usize).min(steps.len().saturating_sub(1));
         let last = args.number("steps")?.unwrap_or(steps.len()).max(warm_up + 1);
         let seconds: f64 = args.number("seconds")?.unwrap_or(f64::INFINITY);
-        let mut done = Vec::new();
+        let (mut done, mut marks) = (Vec::<Step>::new(), Vec::new());
         let mut seconds_to_first_step = 0.0;
         let mut before = None;
         probe.gemm_trials(trials(&args)?);
@@ -152,8 +154,10 @@ impl Work for Replay {
                 (clock, joules) = (Instant::now(), probe.joules());
             }
             let begin = Instant::now();
+            let mark = trainer.decoder().kernels().mark()?;
             let rows: Vec<&Example> = rows.iter().collect();
             let step = trainer.step(&rows, schedule.rate(number))?;
+            marks.push((mark, trainer.decoder().kernels().mark()?));
             if number == 0 {
                 seconds_to_first_step = started.elapsed().as_secs_f64();
             }
@@ -161,6 +165,7 @@ impl Work for Replay {
                 loss: step.loss,
                 grad_norm: step.grad_norm,
                 seconds: begin.elapsed().as_secs_f64(),
+                device_seconds: 0.0,
                 tokens: step.tokens,
                 trained_tokens: step.trained_tokens,
             });
@@ -171,6 +176,9 @@ impl Work for Replay {
         probe.synchronize()?;
         let seconds = clock.elapsed().as_secs_f64();
         let joules = joules.zip(probe.joules()).map(|(before, now)| now - before);
+        for (step, (start, end)) in done.iter_mut().zip(&marks) {
+            step.device_seconds = trainer.decoder().kernels().between(start, end)?.as_secs_f64();
+        }
         let timed = &done[warm_up..];
         let timed =
             Timed { steps: timed.len(), tokens: timed.iter().map(|s| s.tokens).sum(), seconds, joules };

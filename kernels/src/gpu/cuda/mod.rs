@@ -11,6 +11,7 @@ mod library;
 mod mark;
 mod modules;
 mod nvml;
+mod seen;
 mod staging;
 mod status;
 
@@ -24,7 +25,6 @@ use cudarc::driver::sys::{cuMemcpyDtoHAsync_v2, cuMemsetD8Async};
 
 use self::device::Device;
 pub use self::device::{Facts, Memory};
-use self::event::Event;
 pub use self::late::Download;
 pub use self::mark::Mark;
 pub use self::modules::RESOURCES;
@@ -261,7 +261,7 @@ impl Driver for Cuda {
 
     fn wait(&self, download: Download, to: &mut [u8]) -> Result<()> {
         self.enter()?;
-        download.wait(to)
+        self.0.context.blamed(download.wait(to))
     }
 
     fn tune(&self, on: bool) {

@@ -15,7 +15,7 @@ use cudarc::driver::sys::{self, CUDA_MEMCPY2D, CUdeviceptr, CUmemorytype, CUstre
 
 use super::event::Event;
 use super::status::{Named, unavailable, words};
-use crate::gpu::error::{Error, Result, size};
+use crate::gpu::error::{Result, size};
 use crate::gpu::pieces::{Fill, Rows};
 
 /// Bytes of the ring.
@@ -118,12 +118,7 @@ impl Staging {
         if let Some(base) = self.base {
             return Ok(base);
         }
-        // SAFETY: asks for memory and nothing else.
-        let memory = unsafe { result::malloc_host(RING, 0) }.or_else(|e| match e.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(no_host_memory(&words(e))),
-            _ => Err(e).named("cuMemHostAlloc"),
-        })?;
-        let base = NonNull::new(memory.cast()).ok_or_else(|| no_host_memory("no address, and no error"))?;
+        let base = page_locked(RING)?;
         // SAFETY: as many bytes were allocated. They hold something from here on, so that they may be borrowed.
         unsafe { base.write_bytes(0, RING) };
         self.base = Some(base);
@@ -131,11 +126,20 @@ impl Staging {
     }
 }
 
-fn no_host_memory(words: &str) -> Error {
-    unavailable(
-        format!("{} of page-locked host memory could not be had: {words}", size(RING)),
-        "Free some of the machine's memory, or raise the limit of locked memory (`ulimit -l`)",
-    )
+/// Page-locked memory of the host, to be given back with `free_host`.
+pub(super) fn page_locked(bytes: usize) -> Result<NonNull<u8>> {
+    let none = |words: &str| {
+        unavailable(
+            format!("{} of page-locked host memory could not be had: {words}", size(bytes)),
+            "Free some of the machine's memory, or raise the limit of locked memory (`ulimit -l`)",
+        )
+    };
+    // SAFETY: asks for memory and nothing else.
+    let memory = unsafe { result::malloc_host(bytes, 0) }.or_else(|e| match e.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(none(&words(e))),
+        _ => Err(e).named("cuMemHostAlloc"),
+    })?;
+    NonNull::new(memory.cast()).ok_or_else(|| none("no address, and no error"))
 }
 
 /// A copy of rows without gaps to rows with them.

@@ -96,37 +96,43 @@ impl Work for Measuring<'_> {
             Weights { seconds: started.elapsed().as_secs_f64(), bytes: plan.footprint.weights().total() };
 
         let examples: Vec<&Example> = plan.examples.iter().collect();
-        let mut losses = Vec::new();
-        let mut step = |trainer: &mut Trainer<Timed<K>>| -> Result<(), CliError> {
+        // As in a run, a step is queued while the device is busy with the one before.
+        let step = |trainer: &mut Trainer<Timed<K>>| -> Result<(), CliError> {
             CliError::check(stop)?;
-            losses.push(trainer.step(&examples, LEARNING_RATE)?.loss);
+            let prepared = trainer.prepare(&examples)?;
+            trainer.queue(prepared, LEARNING_RATE, &mut || true)?;
             Ok(())
         };
-        progress.note(&format!("{} steps to warm up, {} timed", request.warmup, request.steps));
+        progress.note(&format!("steps: {} to warm up, {} timed", request.warmup, request.steps));
         for _ in 0..request.warmup {
             step(&mut trainer)?;
             progress.beat();
         }
+        trainer.drain()?;
         // What the warm-up has not met is not worth a trial.
         trainer.decoder().kernels().tune(false);
         let meter = Meter::start(device::energy_counter(&request.device));
         let started = Instant::now();
-        let mut times = Vec::new();
+        let mut marks = vec![trainer.decoder().kernels().mark()?];
         for _ in 0..request.steps {
-            let start = trainer.decoder().kernels().mark()?;
             step(&mut trainer)?;
-            let kernels = trainer.decoder().kernels();
-            times.push(kernels.between(&start, &kernels.mark()?)?);
+            marks.push(trainer.decoder().kernels().mark()?);
             progress.beat();
         }
+        trainer.drain()?;
         let wall = started.elapsed();
         let spent = meter.spent();
+        let kernels = trainer.decoder().kernels();
+        let between = |pair: &[K::Mark]| kernels.between(&pair[0], &pair[1]);
+        let times = marks.windows(2).map(between).collect::<Result<Vec<_>, _>>()?;
 
-        trainer.decoder().kernels().start()?;
+        kernels.start()?;
         for _ in 0..MARKED_STEPS {
             step(&mut trainer)?;
         }
+        trainer.drain()?;
         let marked = trainer.decoder().kernels().stop()?;
+        let losses: Vec<f64> = trainer.outcomes().iter().map(|step| step.loss).collect();
         let steps = Steps::of(&times, wall);
         let energy = Energy {
             watts: spent.joules.map(|joules| joules / wall.as_secs_f64()),
@@ -229,12 +235,12 @@ impl<'a> Plan<'a> {
         // A document has a token that is only predicted, for which there is room too.
         let tokens: usize = self.examples.iter().map(|e| e.ids.len()).sum();
         let longest = self.lengths.iter().copied().max().unwrap_or(0);
-        let rows = tokens.next_multiple_of(f.storage().row_padding);
-        let calls = f.calls(rows, longest, false);
+        let tokens = tokens.next_multiple_of(kernels.row_padding().max(1));
+        let calls = f.calls(tokens, longest, false);
         let needed = f.weights().total()
             + f.parameters()
             + f.states()
-            + f.training(rows, &self.keep, false)
+            + f.training(tokens, &self.keep, false)
             + f.storage().logits_bytes(&calls)
             + f.storage().call_bytes(&calls);
         let free = match kernels.memory()? {
