@@ -110,7 +110,7 @@ impl Memory {
         let Self { sizes, device, plan } = self;
         let spec = run.spec;
         let dropout = spec.lora.lora_dropout as f32;
-        let name = device::resolve(&run.device).to_owned();
+        let name = run.device.clone();
         let mut tell = |attempt: Attempt<'_>| -> Result<(), CliError> {
             let mut report = Report::new(&name, &sizes, attempt.plan);
             report.limit_bytes = limit(spec);
