@@ -164,7 +164,7 @@ pub(crate) struct Overrides {
     /// Where to compute: cpu, cuda:N, or auto: the first GPU once `selftest` passed on it, the CPU without one (device)
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
-    /// Most memory to take on the device, as 24GiB or a number of bytes (train.memory_limit)
+    /// Most memory to take on the device, as 24GiB or a number of bytes (`train.memory_limit`)
     #[arg(long, value_name = "BYTES", value_parser = memory)]
     pub(crate) memory_limit: Option<Bytes>,
 }

@@ -27,9 +27,9 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failed> {
     match planned.outcome {
         Ok(report) => {
             if args.json {
-                out::json(&fitting(&report)?)?
+                out::json(&fitting(&report)?)?;
             } else {
-                out::print(&text(&report))?
+                out::print(&text(&report))?;
             }
             Ok(())
         }

@@ -44,12 +44,11 @@ impl FromStr for Bytes {
         if number.is_empty() || !number.chars().all(digits) {
             return Err(wrong());
         }
-        let bytes = match number.parse::<u64>() {
-            Ok(whole) => whole.checked_mul(unit).ok_or_else(wrong)?,
-            Err(_) => {
-                let bytes = number.parse::<f64>().map_err(|_| wrong())? * unit as f64;
-                if bytes < 2f64.powi(63) { bytes as u64 } else { return Err(wrong()) }
-            }
+        let bytes = if let Ok(whole) = number.parse::<u64>() {
+            whole.checked_mul(unit).ok_or_else(wrong)?
+        } else {
+            let bytes = number.parse::<f64>().map_err(|_| wrong())? * unit as f64;
+            if bytes < 2f64.powi(63) { bytes as u64 } else { return Err(wrong()) }
         };
         if bytes == 0 { Err(wrong()) } else { Ok(Self(bytes)) }
     }
