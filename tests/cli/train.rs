@@ -117,8 +117,8 @@ fn a_run_leaves_the_whole_job_directory() {
     let result = read_json(&job.join("result.json"));
     assert_eq!((&result["status"], &result["error"]), (&json!("success"), &Value::Null));
     assert_eq!((&result["steps"], &result["total_steps"]), (&json!(4), &json!(4)));
-    assert_eq!(result["initial_validation_loss"], events[3]["data"]["loss"]);
-    assert_eq!(result["validation_loss"], events[9]["data"]["loss"]);
+    assert_eq!(result["initial_validation_loss"], events[4]["data"]["loss"]);
+    assert_eq!(result["validation_loss"], events[10]["data"]["loss"]);
     assert!(result["validation_loss"].as_f64() < result["initial_validation_loss"].as_f64());
     assert!(result["started_at"].as_str() < result["finished_at"].as_str());
     let preview = &result["previews"][0];
