@@ -290,16 +290,27 @@ fn a_device_that_is_taken_or_full_is_waited_for() {
     bench.work(&job, &[]).ended(0, "");
 }
 
-/// The plan sees it before anything is allocated.
+/// What is known beforehand not to fit is refused before a weight is read; what turns out not to is planned again.
 #[test]
 fn memory_that_is_too_small_is_said_with_numbers() {
-    let Some(bench) = Bench::new() else { return };
+    let (Some(bench), Some(calls)) = (Bench::new(), whole_run()) else { return };
     let job = bench.prepared();
-    // Room for cuBLASLt's workspace and little more.
-    let ran = bench.work(&job, &[("FAKE_MEMORY", "40000000")]);
-    ran.ended(69, "Not enough memory: ").ended(69, " bytes) are needed and ").ended(69, "hint: ");
+    let ran = bench.work(&job, &[("FAKE_MEMORY", "200000000")]);
+    ran.ended(69, "Not enough memory: ")
+        .ended(69, " bytes) are needed and ")
+        .ended(69, " bytes) can be had; ");
     let failure = AttemptFailure::read(&job).unwrap().unwrap().error;
     assert_eq!((failure.class.as_str(), failure.code.as_str()), ("memory", "insufficient_memory"));
+    assert!(failure.hint.unwrap().contains("take a device with "));
+
+    // A device that has free what it then does not give: from the middle of what is allocated on, after the weights.
+    let fail = format!("cuMemAllocAsync@{}+:2", calls["cuMemAllocAsync"] * 9 / 10);
+    let ran = bench.work(&job, &[("FAKE_FAIL", &fail)]);
+    ran.ended(69, "Not enough device memory: ").ended(69, "could not be allocated; of ");
+    assert!(ran.stderr.contains(", with micro-batches of up to "), "{ran:#?}");
+    let failure = AttemptFailure::read(&job).unwrap().unwrap().error;
+    assert_eq!((failure.class.as_str(), failure.code.as_str()), ("memory", "insufficient_memory"));
+    assert!(failure.hint.unwrap().contains("needs less memory"));
     bench.work(&job, &[]).ended(0, "");
 }
 
