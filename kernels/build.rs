@@ -171,6 +171,12 @@ fn targets() -> Vec<String> {
     targets.chain(added.split_whitespace().map(String::from)).collect()
 }
 
+/// What the flags make code for, as in `sm_80, sm_90a, compute_90`.
+fn architectures(flags: &[String]) -> String {
+    let codes = flags.iter().filter_map(|flag| flag.rsplit_once("code="));
+    codes.map(|(_, code)| code).map(|code| code.trim_matches(['[', ']', '"'])).collect::<Vec<_>>().join(", ")
+}
+
 /// The `.cu` files, and the text of all headers.
 fn sources() -> Result<(Vec<PathBuf>, String)> {
     let folder = PathBuf::from("cuda");
@@ -254,6 +260,7 @@ fn usages(report: &str) -> Vec<Usage> {
 /// `fatbins.rs` for `src/gpu/cuda`, and `kernels.txt` for people.
 fn write_table(compiler: &Compiler, sources: &[PathBuf], reports: &[String]) -> Result<()> {
     let mut table = format!("pub(super) const TOOLKIT: u32 = {};\n", major(&compiler.version)?);
+    let _ = writeln!(table, "const ARCHITECTURES: &str = {:?};", architectures(&compiler.targets));
     table += "const FATBINS: &[Fatbin] = &[\n";
     let mut text = String::from("kernel architecture registers spilled_bytes stack_bytes\n");
     let mut owner: BTreeMap<String, String> = BTreeMap::new();

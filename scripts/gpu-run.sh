@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
-# Runs what scripts/gpu-bundle.sh packed, on a GPU host: tests, the quickstart on the GPU, benches, then compute-sanitizer
-# where it is there.
-# Writes results.md (a table), results.json, kernels.json and logs into $OUT (default: results). Exits with 1 if a test
-# failed, with 69 if there is no GPU to run on.
+# Runs what scripts/gpu-bundle.sh packed, on a GPU host: the selftest, tests, the quickstart on the GPU, benches, then
+# compute-sanitizer where it is there. With PEERS the side-by-side runs against PEFT, Liger and Unsloth come first, and are all
+# that is run unless TESTS=1 or BENCH=1 say otherwise.
+# Writes results.md (a table), results.json, selftest.json, kernels.json and logs into $OUT (default: results), of the peers
+# gpu.md, gpu.json and records.jsonl. Exits with 1 if a test failed, with 69 if there is no GPU to run on.
 #
 #   SANITIZE=0 leaves out compute-sanitizer, TESTS=0 the tests, BENCH=0 the benches.
+#   PEERS="--model mistral-7b --shape 8x2048 --limit 500" are arguments of benches/peers/gpu/run.py; called again with the
+#   same OUT it goes on where it was cut.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 OUT=${OUT:-results}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 export TUNESMITH_TEST_ON=gpu
+export TUNESMITH_REFERENCE=$here/golden/reference
 
 # cuBLASLt, where the loader alone would not find it: beside a toolkit or in a Python environment's wheels.
 folders() {
@@ -60,8 +64,25 @@ outcome() {
     if [[ $status -ne 0 ]]; then tail -n 30 <<<"$output"; fi
 }
 
+if [[ -n ${PEERS:-} ]]; then
+    TESTS=${TESTS:-0} BENCH=${BENCH:-0} SANITIZE=${SANITIZE:-0}
+    read -ra arguments <<<"$PEERS"
+    # It watches its own time; this is for a run.py that hangs.
+    outcome peers "run.py $PEERS" "$OUT/peers.log" "${PEERS_LIMIT:-3600}" \
+        python3 "$here/peers/gpu/run.py" --out "$OUT" "${arguments[@]}"
+    if [[ -f $OUT/gpu.md ]]; then cat "$OUT/gpu.md"; fi
+fi
+
 if [[ ${TESTS:-1} != 0 ]]; then
     outcome start "tunesmith --version" "$OUT/tests.log" 60 "$here/tunesmith" --version
+    # First what a user would run: where this fails, so does everything below.
+    for where in cuda:0 cpu; do
+        outcome selftest "$where" "$OUT/selftest.log" 300 env TUNESMITH_HOME="$OUT/home" \
+            "$here/tunesmith" selftest --device "$where"
+    done
+    cat "$OUT/selftest.log"
+    # Again for programs to read.
+    timeout 300 env TUNESMITH_HOME="$OUT/home" "$here/tunesmith" selftest --device cuda:0 --json >"$OUT/selftest.json"
     for program in "$here"/tests/*; do
         outcome test "$(basename "$program")" "$OUT/tests.log" 300 "$program"
     done
@@ -82,6 +103,8 @@ sanitizer=$(command -v compute-sanitizer || compgen -G '/usr/local/cuda/bin/comp
 if [[ ${SANITIZE:-1} != 0 && -n $sanitizer ]]; then
     for tool in memcheck racecheck; do
         for program in "$here"/tests/*; do
+            # Thousands of launches of what the others launch: it would outlast the limit.
+            [[ $(basename "$program") != device_golden ]] || continue
             # One test at a time: the tool's own messages name no test.
             outcome "$tool" "$(basename "$program")" "$OUT/sanitizer.log" 300 \
                 "$sanitizer" --tool "$tool" --error-exitcode 99 "$program" --test-threads 1

@@ -10,32 +10,13 @@
 // m, out [rows, cols] bf16 with leading dimensions; names [rows, 2] u32. Nothing is saved: the mask is drawn again.
 //
 // Bytes per value: 4.
+#include "philox.cuh"
 #include "rows.cuh"
 
 #define DROPOUT                                                                                                \
     const bf16 *__restrict__ m, int64_t ld_m, const uint32_t *__restrict__ names, uint32_t key0, uint32_t key1, \
         uint32_t site, float p, float keep, bf16 *__restrict__ out, int64_t ld_out, int rows, int cols,        \
         int lanes, int chunks
-
-DEVICE uint4 philox(uint4 counter, uint32_t key0, uint32_t key1) {
-    uint32_t a = counter.x, b = counter.y, c = counter.z, d = counter.w;
-#pragma unroll
-    for (int round = 0; round < 10; round++) {
-        const uint64_t p0 = static_cast<uint64_t>(0xd2511f53u) * a, p1 = static_cast<uint64_t>(0xcd9e8d57u) * c;
-        a = static_cast<uint32_t>(p1 >> 32) ^ b ^ key0;
-        b = static_cast<uint32_t>(p1);
-        c = static_cast<uint32_t>(p0 >> 32) ^ d ^ key1;
-        d = static_cast<uint32_t>(p0);
-        key0 += 0x9e3779b9u;
-        key1 += 0xbb67ae85u;
-    }
-    uint4 out;
-    out.x = a;
-    out.y = b;
-    out.z = c;
-    out.w = d;
-    return out;
-}
 
 DEVICE float factor(uint32_t word, float p, float keep) {
     return static_cast<float>(word >> 8) * (1.0f / 16777216.0f) < p ? 0.0f : keep;

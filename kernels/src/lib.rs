@@ -4,7 +4,7 @@
 //! kernels of a decoder (norm, rotary embedding, SwiGLU, softmax, cross-entropy, AdamW), each compiled
 //! for AVX-512, AVX2 and plain x86-64 or whatever the target is, and chosen once at run time.
 //!
-//! [`gpu`] holds the launchers of the CUDA kernels in `cuda/`.
+//! [`gpu`] holds the launchers of the CUDA kernels in `cuda/`, [`stored`] the conversions of weight files.
 //!
 //! Every public function but those of [`gpu::Driver`] is safe: it checks the shapes that its inner loops rely on.
 
@@ -14,3 +14,4 @@
 
 pub mod cpu;
 pub mod gpu;
+pub mod stored;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
 mod adapter;
+mod bench;
 mod check;
 mod checkpoints;
 mod config;
@@ -10,6 +11,7 @@ mod generate;
 mod jobs;
 mod keys;
 mod quote;
+mod selftest;
 mod support;
 mod tables;
 mod train;

@@ -296,6 +296,35 @@ fn models_that_cannot_be_used_are_named() {
 }
 
 #[test]
+fn a_weight_that_is_no_number_is_named() {
+    let bench = bench("");
+    let source = root().join("tests/fixtures/support-base-4m");
+    for file in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+        bench.write(&format!("model/{file}"), fs::read(source.join(file)).unwrap());
+    }
+    let whole = fs::read(source.join("model.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let tensors: Value = serde_json::from_slice(&whole[8..header]).unwrap();
+    for (name, element, bits) in [
+        ("model.layers.0.mlp.down_proj.weight", 1234, 0x7fc0_u16),
+        ("model.embed_tokens.weight", 4096 * 256 - 1, 0xff80),
+        ("model.norm.weight", 7, 0x7f80),
+    ] {
+        let at = header + tensors[name]["data_offsets"][0].as_u64().unwrap() as usize + 2 * element;
+        let mut damaged = whole.clone();
+        damaged[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+        bench.write("model/model.safetensors", damaged);
+        let sentence = format!(
+            "tensor `{name}` holds a value that is not finite at element {element}; the weights are damaged"
+        );
+        bench.run(&["train", "job.toml", "--set", "base=model", "--quiet"]).failed(65, &sentence);
+        bench.run(&["generate", "--base", "model", "--prompt", "a"]).failed(65, &sentence);
+    }
+    let failed = bench.jobs().iter().map(|job| read_json(&job.join("result.json"))).collect::<Vec<_>>();
+    assert!(failed.iter().all(|result| result["error"]["class"] == "data"), "{failed:?}");
+}
+
+#[test]
 fn lora_settings_that_match_nothing_are_refused() {
     let bench = bench("");
     for (set, sentence) in [

@@ -13,7 +13,17 @@ fn help_has_every_command_examples_and_the_exit_codes() {
     for text in ["train", "generate", "adapter", "config", "completions", "Examples:", "TUNESMITH_HOME"] {
         assert!(ran.stdout.contains(text), "{text}");
     }
-    for code in ["    0  done", "    2  ", "   65  ", "   69  ", "   70  ", "   74  ", "   75  ", "  130  "] {
+    for code in [
+        "    0  done",
+        "    1  `selftest`",
+        "    2  ",
+        "   65  ",
+        "   69  ",
+        "   70  ",
+        "   74  ",
+        "   75  ",
+        "  130  ",
+    ] {
         assert!(ran.stdout.contains(code), "{code:?} is not in\n{}", ran.stdout);
     }
     assert!(!ran.stdout.contains('\u{1b}'), "no colours where there is no terminal");

@@ -24,15 +24,25 @@ pub(crate) type Engine = Decoder<RefKernels>;
 
 /// The model in `dir`, with room for the updates of `lora`.
 pub(crate) fn load(dir: &Path, lora: Option<&LoraConfig>) -> Engine {
+    load_on(RefKernels, dir, lora)
+}
+
+/// As [`load`], on any kernels.
+pub(crate) fn load_on<K: Kernels>(k: K, dir: &Path, lora: Option<&LoraConfig>) -> Decoder<K> {
     let config = ModelConfig::from_dir(dir).unwrap();
     let checkpoint = Checkpoint::open(dir).unwrap();
-    Decoder::load(RefKernels, config, &checkpoint, lora, &mut |_, _| ()).unwrap()
+    Decoder::load(k, config, &checkpoint, lora, &mut |_, _| ()).unwrap()
 }
 
 /// The model in `model` with the PEFT adapter in `adapter` on it.
 pub(crate) fn with_adapter(model: &Path, adapter: &Path) -> Engine {
+    with_adapter_on(RefKernels, model, adapter)
+}
+
+/// As [`with_adapter`], on any kernels.
+pub(crate) fn with_adapter_on<K: Kernels>(k: K, model: &Path, adapter: &Path) -> Decoder<K> {
     let (config, tensors) = peft::load(adapter).unwrap();
-    let mut engine = load(model, Some(&config.lora));
+    let mut engine = load_on(k, model, Some(&config.lora));
     assert_eq!(engine.set_adapter(adapter, &tensors).unwrap(), tensors.len());
     engine
 }
@@ -70,7 +80,7 @@ pub(crate) fn training_batch(examples: &[Example]) -> Batch {
 }
 
 /// Logits of every row of a recorded batch, `[B, T, V]`; zero at the padding.
-pub(crate) fn padded_logits(engine: &mut Engine, batch: &cases::Batch) -> Vec<f32> {
+pub(crate) fn padded_logits<K: Kernels>(engine: &mut Decoder<K>, batch: &cases::Batch) -> Vec<f32> {
     let rows = examples(batch, 1);
     let ids: Vec<&[u32]> = rows.iter().map(|e| e.ids.as_slice()).collect();
     let flat = logits(engine, &ids);
@@ -86,7 +96,7 @@ pub(crate) fn padded_logits(engine: &mut Engine, batch: &cases::Batch) -> Vec<f3
 }
 
 /// Logits of every token of these documents in one batch, `[tokens, V]`.
-pub(crate) fn logits(engine: &mut Engine, documents: &[&[u32]]) -> Vec<f32> {
+pub(crate) fn logits<K: Kernels>(engine: &mut Decoder<K>, documents: &[&[u32]]) -> Vec<f32> {
     engine.prepare_positions(documents.iter().map(|d| d.len()).max().unwrap_or(0));
     let batch = Batch::for_logits(documents);
     let mut workspace = engine.evaluation_workspace(batch.tokens()).unwrap();
@@ -94,8 +104,8 @@ pub(crate) fn logits(engine: &mut Engine, documents: &[&[u32]]) -> Vec<f32> {
 }
 
 /// Token losses of these examples as one batch, and the gradient of their mean in the layout's order.
-pub(crate) fn loss_and_gradients(
-    engine: &mut Engine,
+pub(crate) fn loss_and_gradients<K: Kernels>(
+    engine: &mut Decoder<K>,
     examples: &[Example],
     keep: Keep,
 ) -> (Vec<f32>, Vec<f32>) {
@@ -103,9 +113,10 @@ pub(crate) fn loss_and_gradients(
     engine.prepare_positions(examples.iter().map(|e| e.ids.len()).max().unwrap_or(0));
     let keep = vec![keep; engine.config().num_hidden_layers];
     let mut workspace = engine.training_workspace(batch.tokens(), &keep, false).unwrap();
-    let mut gradients = RefKernels.zeros_full(engine.layout().len()).unwrap();
+    let mut gradients = engine.kernels().zeros_full(engine.layout().len()).unwrap();
     let weight = 1.0 / batch.rows.len() as f32;
     let losses = engine.loss_and_gradients(&mut workspace, &batch, weight, None, &mut gradients).unwrap();
+    let gradients = engine.kernels().read_full(&gradients).unwrap();
     (losses, gradients)
 }
 

@@ -2,11 +2,12 @@
 //! and the roundings inside an operation.
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use tunesmith_emulator::check;
 use tunesmith_ops::{
-    AdamW, Attention, AttentionGradients, DropoutKey, Error, Flat, Index, Kernels, Mat, MatMut, RefKernels,
-    Refresh, RopeTable, RowNames, Segment,
+    AdamW, Attention, AttentionGradients, DeviceMemory, DropoutKey, Error, FillKey, Flat, Index, Kernels,
+    Mat, MatMut, RefKernels, Refresh, RopeTable, RowNames, Segment, Storage, Stored,
 };
 
 type Buf = Vec<f32>;
@@ -210,6 +211,10 @@ impl Kernels for Rounded {
     ) -> Result<(), Error> {
         rounded(x, |mut x| {
             let (n, vocab) = (x.rows, head.rows);
+            if targets.iter().any(|&target| target as usize >= vocab) {
+                // Which is refused.
+                return RefKernels.linear_cross_entropy(x, head, targets, weight, losses);
+            }
             let mut logits = vec![0.0; n * vocab];
             let hidden = Mat { buf: &*x.buf, at: x.at, rows: n, cols: x.cols, ld: x.ld, transposed: false };
             self.gemm(1.0, hidden, head.t(), 0.0, MatMut::new(&mut logits, n, vocab, vocab))?;
@@ -229,6 +234,35 @@ impl Kernels for Rounded {
     }
     fn adamw(&self, step: AdamW, p: &mut Buf, g: &Buf, m: &mut Buf, v: &mut Buf) -> Result<(), Error> {
         RefKernels.adamw(step, p, g, m, v)
+    }
+
+    // --- loading, random weights, timing ---
+
+    fn load(&self, from: Stored<'_>, out: MatMut<'_, Buf>, told: &mut dyn FnMut(usize)) -> Result<(), Error> {
+        rounded(out, |out| RefKernels.load(from, out, told))
+    }
+    fn fill_random(&self, key: FillKey, std: f32, out: MatMut<'_, Buf>) -> Result<(), Error> {
+        rounded(out, |out| RefKernels.fill_random(key, std, out))
+    }
+
+    type Mark = Instant;
+
+    fn mark(&self) -> Result<Instant, Error> {
+        RefKernels.mark()
+    }
+    fn between(&self, start: &Instant, end: &Instant) -> Result<Duration, Error> {
+        RefKernels.between(start, end)
+    }
+    fn name(&self) -> String {
+        RefKernels.name()
+    }
+
+    // Memory.
+    fn storage(&self) -> Storage {
+        RefKernels.storage()
+    }
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        RefKernels.memory()
     }
 
     // A training step that never waits for the device: here everything is ready at once.

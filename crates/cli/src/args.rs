@@ -1,5 +1,6 @@
 //! The command line, as clap reads it.
 
+mod bench;
 mod check;
 mod data;
 mod jobs;
@@ -9,8 +10,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tunesmith_train::Epochs;
+use tunesmith_train::plan::Bytes;
 
-pub(crate) use check::{CheckArgs, QuoteArgs};
+pub(crate) use bench::BenchArgs;
+pub(crate) use check::{CheckArgs, PlanArgs, QuoteArgs};
 pub(crate) use data::{DataCommand, ExportArgs, LoadArgs, RemoveArgs, ShowArgs, SplitArgs, SqlArgs};
 pub(crate) use jobs::{
     CreateArgs, DescribeArgs, DoctorArgs, ListArgs, LogsArgs, RemoveJobArgs, RetryArgs, WishArgs,
@@ -82,6 +85,8 @@ pub(crate) enum Command {
     Data(DataCommand),
     /// Say what a job will take: tokens, steps, time, memory, disk, and its price if asked
     Quote(QuoteArgs),
+    /// Say how a job would use the memory of its device, or of a card that is not here
+    Plan(PlanArgs),
     /// Make a job, which goes on when this terminal is closed
     Create(Box<CreateArgs>),
     /// List the jobs, the newest first
@@ -108,6 +113,10 @@ pub(crate) enum Command {
     Rm(RemoveJobArgs),
     /// Check the store and every job directory, and say what is wrong and what to do
     Doctor(DoctorArgs),
+    /// Measure training steps of a model of random weights: speed, efficiency, memory, time of each operation
+    Bench(Box<BenchArgs>),
+    /// Check that this machine computes what it should: every operation, and a small fine-tune
+    Selftest(SelftestArgs),
     /// Look into adapters
     #[command(subcommand)]
     Adapter(AdapterCommand),
@@ -152,9 +161,12 @@ pub(crate) struct Overrides {
     /// Never touch the network (offline)
     #[arg(long)]
     pub(crate) offline: bool,
-    /// Where to compute: cpu, cuda:N or auto, which is the CPU for now (device)
+    /// Where to compute: cpu, cuda:N, or auto: the first GPU once `selftest` passed on it, the CPU without one (device)
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
+    /// Most memory to take on the device, as 24GiB or a number of bytes (train.memory_limit)
+    #[arg(long, value_name = "BYTES", value_parser = memory)]
+    pub(crate) memory_limit: Option<Bytes>,
 }
 
 /// `tunesmith train`.
@@ -229,6 +241,28 @@ pub(crate) struct ServeArgs {
     pub(crate) idle_exit: Option<u64>,
 }
 
+/// `tunesmith selftest`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tunesmith selftest
+  tunesmith selftest --device cuda:0 --json
+
+Every operation is compared with plain code in f64, at awkward shapes and at real ones; then a tiny model is trained
+for 20 steps whose losses are known, its adapter saved and loaded, and a reply generated. Exits with 1 if anything is
+wrong. A GPU that passes is what `auto` takes from then on; another version of the program or of the driver is tried
+again.")]
+pub(crate) struct SelftestArgs {
+    /// What to check: cpu, cuda:N, or auto, which is the first GPU that can be used, or else the CPU
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
+    pub(crate) device: String,
+    /// Print one JSON object to standard output and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
 /// How a base model given by its repo id is found.
 #[derive(Debug, Args)]
 pub(crate) struct HubArgs {
@@ -256,7 +290,8 @@ pub(crate) struct GenerateArgs {
     /// Adapter directory, as `train` or PEFT writes it
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
-    /// Where to compute: cpu, cuda:N (builds with CUDA) or auto, which is the CPU for now
+    /// Where to compute: cpu, cuda:N (builds with CUDA), or auto: the first GPU once `selftest` passed on it, the CPU
+    /// without one
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
     pub(crate) device: String,
     /// What to answer; `-` reads standard input
@@ -328,6 +363,8 @@ impl Command {
             Self::Train(args) => args.json,
             Self::Generate(args) => args.json,
             Self::Quote(args) => args.json,
+            Self::Plan(args) => args.json,
+            Self::Bench(args) => args.json,
             Self::Data(command) => command.json(),
             Self::Create(args) => args.json,
             Self::Show(args) => args.json,
@@ -337,6 +374,7 @@ impl Command {
             Self::Logs(args) => args.json,
             Self::Rm(args) => args.json,
             Self::Doctor(args) => args.json,
+            Self::Selftest(args) => args.json,
             Self::Adapter(AdapterCommand::Inspect { json, .. })
             | Self::Config(ConfigCommand::Show { json, .. }) => *json,
             Self::Config(ConfigCommand::Schema)
@@ -357,6 +395,10 @@ fn one_device(text: &str) -> Result<String, String> {
         Ok(device) if device != "auto" => Ok(device),
         _ => Err("expected cpu or cuda:N".to_owned()),
     }
+}
+
+fn memory(text: &str) -> Result<Bytes, String> {
+    text.parse()
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

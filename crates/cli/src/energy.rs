@@ -1,11 +1,89 @@
-//! The energy of the CPU, as Linux counts it (RAPL, through powercap), and the memory of the process.
+//! The energy of the CPU, as Linux counts it (RAPL, through powercap), and of a GPU, as its driver does (NVML); the
+//! memory of the process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// A counter of joules, from wherever it began.
+pub(crate) type Counter = Box<dyn Fn() -> Result<f64, String>>;
+
+/// What a piece of work draws: the CPU packages, and the GPU where it computes on one. Both count everything that runs
+/// on them meanwhile.
+pub(crate) struct Meter {
+    cpu: Result<Energy, String>,
+    /// The GPU's counter and what it said at the start.
+    gpu: Option<Result<(Counter, f64), String>>,
+}
+
+/// What a [`Meter`] has counted.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Spent {
+    /// All that was counted.
+    pub(crate) joules: Option<f64>,
+    /// Whose that is: `cpu`, `gpu`.
+    pub(crate) of: Vec<String>,
+    /// Why all or a part of it is not known.
+    pub(crate) unknown: Option<String>,
+}
+
+impl Meter {
+    /// Starts counting; `gpu` is the counter of the card that computes, if one does.
+    pub(crate) fn start(gpu: Option<Result<Counter, String>>) -> Self {
+        let gpu = gpu.map(|counter| counter.and_then(|counter| Ok((counter()?, counter))));
+        Self {
+            cpu: Energy::start(),
+            gpu: gpu.map(|started| started.map(|(start, counter)| (counter, start))),
+        }
+    }
+
+    /// What was drawn since the start.
+    pub(crate) fn spent(&self) -> Spent {
+        let mut parts = vec![("cpu", self.cpu.as_ref().map_err(Clone::clone).and_then(Energy::joules))];
+        if let Some(gpu) = &self.gpu {
+            let since = |(counter, start): &(Counter, f64)| {
+                let now = counter()?;
+                // A driver that was loaded anew counts from zero.
+                if now < *start { Err("its counter went back".to_owned()) } else { Ok(now - start) }
+            };
+            parts.push(("gpu", gpu.as_ref().map_err(Clone::clone).and_then(since)));
+        }
+        let mut out = Spent::default();
+        let mut whys = Vec::new();
+        for (of, joules) in parts {
+            match joules {
+                Ok(joules) => {
+                    *out.joules.get_or_insert(0.0) += joules;
+                    out.of.push(of.to_owned());
+                }
+                // On the CPU alone nothing else can be meant.
+                Err(why) if self.gpu.is_none() => whys.push(why),
+                Err(why) => whys.push(format!("{}: {why}", of.to_uppercase())),
+            }
+        }
+        out.unknown = (!whys.is_empty()).then(|| whys.join("; "));
+        out
+    }
+}
+
+impl Spent {
+    /// A sum that would say nothing, and why.
+    pub(crate) fn unknown(why: &str) -> Self {
+        Self { unknown: Some(why.to_owned()), ..Self::default() }
+    }
+}
+
+/// `1.2 Wh of the CPU and the GPU`, with what is missing.
+pub(crate) fn watt_hours(joules: f64, of: &[String], unknown: Option<&str>) -> String {
+    // Results from before GPUs were counted name nobody.
+    let of = if of.is_empty() { &["cpu".to_owned()] } else { of };
+    let whose: Vec<String> = of.iter().map(|part| format!("the {}", part.to_uppercase())).collect();
+    let missing = unknown.map(|why| format!(" (not counted: {why})")).unwrap_or_default();
+    format!("{:.1} Wh of {}{missing}", joules / 3600.0, whose.join(" and "))
+}
+
 /// Counters of the CPU packages.
 #[derive(Debug)]
-pub(crate) struct Energy {
+struct Energy {
     packages: Vec<Package>,
 }
 
@@ -19,7 +97,7 @@ struct Package {
 
 impl Energy {
     /// Starts counting, or says why that cannot be done.
-    pub(crate) fn start() -> Result<Self, String> {
+    fn start() -> Result<Self, String> {
         Self::start_in(Path::new("/sys/class/powercap"))
     }
 
@@ -42,7 +120,7 @@ impl Energy {
     }
 
     /// Joules since the start.
-    pub(crate) fn joules(&self) -> Result<f64, String> {
+    fn joules(&self) -> Result<f64, String> {
         let mut sum = 0;
         for Package { counter, range, start } in &self.packages {
             let now = number(counter)?;
@@ -50,15 +128,6 @@ impl Energy {
         }
         Ok(sum as f64 / 1e6)
     }
-}
-
-/// Joules of the CPU since `energy` started counting, or why they are not known: nothing counts those of a GPU.
-pub(crate) fn joules_of(device: &str, energy: Result<Energy, String>) -> (Option<f64>, Option<String>) {
-    let joules = match device {
-        "cpu" | "auto" => energy.and_then(|energy| energy.joules()),
-        gpu => Err(format!("the energy of `{gpu}` is not measured")),
-    };
-    (joules.as_ref().ok().copied(), joules.err())
 }
 
 fn number(path: &Path) -> Result<u64, String> {
@@ -72,6 +141,13 @@ fn number(path: &Path) -> Result<u64, String> {
 pub(crate) fn peak_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// The memory that programs can still take, in bytes, where the system tells.
+pub(crate) fn free_bytes() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
@@ -105,17 +181,59 @@ mod tests {
         assert!(Energy::start_in(&dir.path().join("nowhere")).is_err());
     }
 
+    fn none() -> Result<Energy, String> {
+        Ok(Energy { packages: Vec::new() })
+    }
+
+    fn spent(joules: Option<f64>, of: &[&str], unknown: Option<&str>) -> Spent {
+        Spent { joules, of: of.iter().map(|&v| v.to_owned()).collect(), unknown: unknown.map(str::to_owned) }
+    }
+
     #[test]
     fn joules_are_known_or_the_reason_is() {
-        let (joules, why) = joules_of("cuda:1", Energy::start());
-        assert_eq!((joules, why.as_deref()), (None, Some("the energy of `cuda:1` is not measured")));
-        assert_eq!(joules_of("cpu", Err("no".to_owned())), (None, Some("no".to_owned())));
-        assert_eq!(joules_of("auto", Ok(Energy { packages: Vec::new() })), (Some(0.0), None));
+        let of = |cpu, gpu| Meter { cpu, gpu }.spent();
+        let no = || Err("no".to_owned());
+        assert_eq!(of(no(), None), spent(None, &[], Some("no")));
+        assert_eq!(of(none(), None), spent(Some(0.0), &["cpu"], None));
+        assert_eq!(
+            of(no(), Some(Err("nor this".to_owned()))),
+            spent(None, &[], Some("CPU: no; GPU: nor this"))
+        );
+        let counter = |now: f64| -> Option<Result<(Counter, f64), String>> {
+            Some(Ok((Box::new(move || Ok(now)), 10.0)))
+        };
+        assert_eq!(of(none(), counter(17.5)), spent(Some(7.5), &["cpu", "gpu"], None));
+        assert_eq!(of(no(), counter(17.5)), spent(Some(7.5), &["gpu"], Some("CPU: no")));
+        assert_eq!(of(none(), counter(9.0)), spent(Some(0.0), &["cpu"], Some("GPU: its counter went back")));
+    }
+
+    #[test]
+    fn a_meter_counts_from_its_start() {
+        let now = std::rc::Rc::new(std::cell::Cell::new(100.0));
+        let seen = std::rc::Rc::clone(&now);
+        let mut meter = Meter::start(Some(Ok(Box::new(move || Ok(seen.get())))));
+        meter.cpu = none();
+        now.set(103.0);
+        assert_eq!(meter.spent().joules, Some(3.0));
+        let broken = Meter::start(Some(Ok(Box::new(|| Err("blind".to_owned())))));
+        assert!(broken.spent().unknown.unwrap().ends_with("GPU: blind"));
+    }
+
+    #[test]
+    fn it_is_said_whose_energy_it_is() {
+        let of = |parts: &[&str]| parts.iter().map(|&v| v.to_owned()).collect::<Vec<_>>();
+        assert_eq!(watt_hours(7200.0, &of(&["cpu", "gpu"]), None), "2.0 Wh of the CPU and the GPU");
+        assert_eq!(
+            watt_hours(360.0, &of(&["gpu"]), Some("CPU: no")),
+            "0.1 Wh of the GPU (not counted: CPU: no)"
+        );
+        assert_eq!(watt_hours(3600.0, &[], None), "1.0 Wh of the CPU");
     }
 
     #[test]
     #[cfg(target_os = "linux")]
     fn a_process_takes_memory() {
         assert!(peak_bytes().unwrap() > 1 << 20);
+        assert!(free_bytes().unwrap() > 1 << 20);
     }
 }

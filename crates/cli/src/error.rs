@@ -32,9 +32,17 @@ pub enum CliError {
         /// What else may help.
         hint: Option<String>,
     },
-    /// The device asked for is not there.
+    /// The device asked for is not there, or not to be had.
     #[error("{0}")]
     Device(String),
+    /// The device is there, and does not compute what it should.
+    #[error("{message}")]
+    Untested {
+        /// Which device, and which operation.
+        message: String,
+        /// How to go on.
+        hint: String,
+    },
     /// What is asked for is taken.
     #[error("{message}")]
     Unavailable {
@@ -87,12 +95,16 @@ pub enum CliError {
 /// The exit code for a run that goes on when it is run again.
 pub const GO_ON: u8 = 75;
 
+/// The exit code of a selftest that failed.
+pub const WRONG: u8 = 1;
+
 /// The exit code for input that fails again.
 pub const BAD_DATA: u8 = 65;
 
 /// One line of the table of exit codes.
-pub const EXIT_CODES: [(u8, &str); 8] = [
+pub const EXIT_CODES: [(u8, &str); 9] = [
     (0, "done"),
+    (WRONG, "`selftest` found a device that does not compute what it should"),
     (2, "the command line is wrong"),
     (
         BAD_DATA,
@@ -101,7 +113,8 @@ pub const EXIT_CODES: [(u8, &str); 8] = [
     ),
     (
         69,
-        "the device asked for is not there, or its memory is too small; or the workspace has a `serve` already",
+        "the device asked for is not there, is taken or failed, does not compute what it should, or its memory is too small; or \
+         the workspace has a `serve` already",
     ),
     (70, "internal error: a bug"),
     (74, "a file could not be read or written: disk full, no permission"),
@@ -117,6 +130,12 @@ pub fn class_exit_code(class: &str) -> u8 {
         "internal" | "worker_lost" => 70,
         "cancelled" => 130,
         _ => BAD_DATA,
+    }
+}
+
+impl From<tunesmith_ops::Error> for CliError {
+    fn from(error: tunesmith_ops::Error) -> Self {
+        Self::Model(error.into())
     }
 }
 
@@ -201,6 +220,7 @@ impl CliError {
             Self::Spec(_) => ("data", "invalid_config"),
             Self::Input { code, .. } => ("data", code),
             Self::Device(_) => ("device", "device_missing"),
+            Self::Untested { .. } => ("device", "selftest_failed"),
             Self::Unavailable { code, .. } => ("device", code),
             Self::Jobs(e) => jobs_kind(e),
             Self::Io { .. } => ("io", "io_error"),
@@ -226,12 +246,21 @@ impl CliError {
             Self::Spec(SpecError::Problems(_)) => {
                 Some("`tunesmith config schema` lists every key and what it accepts".to_owned())
             }
+            Self::Untested { hint, .. } => Some(hint.clone()),
             Self::Device(_) => Some("`device = \"cpu\"` always works".to_owned()),
+            _ if self.code() == "device_failed" => Some(
+                "a job goes on from its last checkpoint, which is intact: by itself, or by `tunesmith retry` once it has \
+                 ended; if it comes again, `nvidia-smi -q` and the system's log (`Xid`) tell of a faulty card, and with \
+                 CUDA_LAUNCH_BLOCKING=1 the kernel that failed is the one named"
+                    .to_owned(),
+            ),
             Self::Train(tunesmith_train::Error::LossNotFinite { .. }) => {
                 Some("look at the rows, or lower `train.learning_rate` or `train.max_grad_norm`".to_owned())
             }
+            Self::Train(tunesmith_train::Error::NoRoom(shortage)) => Some(shortage.advice()),
             _ if self.class() == "memory" => Some(
-                "a smaller `train.micro_batch_size`, or `train.recompute = \"min\"`, needs less memory"
+                "a smaller `train.micro_batch_size`, or `train.recompute = \"min\"`, needs less memory; `tunesmith plan` says \
+                 what fits"
                     .to_owned(),
             ),
             _ if self.code() == "disk_full" => Some(full.to_owned()),
@@ -288,9 +317,7 @@ const INTERNAL: (&str, &str) = ("internal", "internal_error");
 fn ops_kind(error: &tunesmith_ops::Error) -> (&'static str, &'static str) {
     use tunesmith_ops::{DeviceError, Error};
     match error {
-        Error::OutOfMemory { .. } | Error::Device(DeviceError::OutOfMemory { .. }) => {
-            ("memory", "insufficient_memory")
-        }
+        e if e.is_out_of_memory() => ("memory", "insufficient_memory"),
         Error::Device(DeviceError::Unavailable { .. }) => ("device", "device_missing"),
         Error::Device(DeviceError::Device { .. }) => ("device", "device_failed"),
         Error::TokenOutOfRange { .. } => ("data", "unsupported_model"),
@@ -349,10 +376,11 @@ fn train_kind(error: &tunesmith_train::Error) -> (&'static str, &'static str) {
             ("numeric", "non_finite_loss")
         }
         Error::Model(e) => model_kind(e),
-        Error::Ops(e) => ops_kind(e),
+        Error::Ops(e) | Error::Memory { source: e, .. } => ops_kind(e),
         Error::Checkpoint { .. } | Error::Resume { .. } => ("data", "invalid_checkpoint"),
         Error::File { .. } => ("io", "io_error"),
         Error::NoTrainedTokens { .. } => ("data", "zero_trainable_tokens"),
+        Error::NoRoom(_) => ("memory", "insufficient_memory"),
         Error::Observer(_) => INTERNAL,
         _ => ("data", "invalid_config"),
     }

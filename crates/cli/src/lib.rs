@@ -1,6 +1,7 @@
 //! The tunesmith command line: job files, job directories, progress and reports around the engine.
 
 mod args;
+pub mod cards;
 mod commands;
 mod energy;
 pub mod engine;
@@ -53,6 +54,8 @@ fn dispatch(command: &Command) -> Result<ExitCode, Failed> {
         Command::Train(args) => commands::train::run(args)?,
         Command::Generate(args) => commands::generate::run(args)?,
         Command::Quote(args) => commands::quote::run(args)?,
+        Command::Plan(args) => commands::plan::run(args)?,
+        Command::Bench(args) => commands::bench::run(args)?,
         Command::Adapter(AdapterCommand::Inspect { dir, json }) => commands::inspect::run(dir, *json)?,
         Command::Config(command) => commands::config::run(command)?,
         // What is wrong with the rows is said in the report already.
@@ -73,6 +76,7 @@ fn dispatch(command: &Command) -> Result<ExitCode, Failed> {
         Command::Logs(args) => commands::jobs::logs(args)?,
         Command::Rm(args) => commands::jobs::remove(args)?,
         Command::Doctor(args) => return Ok(commands::jobs::doctor(args)?),
+        Command::Selftest(args) => return Ok(commands::selftest::run(args)?),
         Command::TemplateHelper => {
             tunesmith_data::serve_templates().map_err(|e| CliError::Internal(e.to_string()))?;
         }

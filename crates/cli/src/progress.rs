@@ -58,10 +58,25 @@ impl Progress {
         self.pulse.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// `done` of `total` tensors of the base model are read.
-    pub fn loading(&mut self, done: usize, total: usize) {
+    /// `done` of `total` bytes of the base model are read. Lines are said of what takes long, bars at once.
+    pub fn loading(&mut self, done: u64, total: u64) {
         self.beat();
-        self.bar(done as u64, total as u64, "loading the model {bar:30} {pos}/{len} tensors");
+        let now = Instant::now();
+        if let Mode::Plain { last } = &mut self.mode {
+            // The first call starts the clock.
+            if now.duration_since(*last.get_or_insert(now)) >= ROWS_INTERVAL && done < total {
+                *last = Some(now);
+                out::note(&format!(
+                    "loading the model: {:.1} of {:.1} GB",
+                    done as f64 / 1e9,
+                    total as f64 / 1e9
+                ));
+            }
+            if done >= total {
+                *last = None;
+            }
+        }
+        self.bar(done, total, "loading the model {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
     }
 
     /// Takes away the bar of something whose end was not known before.
@@ -106,6 +121,29 @@ impl Progress {
                 let bar = bar.get_or_insert_with(|| new_bar(u64::MAX, template));
                 bar.set_message(doing.to_owned());
                 bar.set_position(done);
+            }
+        }
+    }
+
+    /// So many checks are done, the last of them of `what`. Nothing is said in the first second.
+    pub fn checking(&mut self, what: &str, done: usize) {
+        let now = Instant::now();
+        let started = *self.started.get_or_insert(now);
+        if now.duration_since(started) < PLAIN_INTERVAL {
+            return;
+        }
+        match &mut self.mode {
+            Mode::Quiet => {}
+            Mode::Plain { last } => {
+                if last.is_none_or(|last| now.duration_since(last) >= ROWS_INTERVAL) {
+                    *last = Some(now);
+                    out::note(&format!("{done} checks done, the last of {what}"));
+                }
+            }
+            Mode::Bar { bar } => {
+                let bar = bar.get_or_insert_with(|| new_bar(u64::MAX, "{spinner} {pos} checks done, {msg}"));
+                bar.set_message(what.to_owned());
+                bar.set_position(done as u64);
             }
         }
     }

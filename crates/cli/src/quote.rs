@@ -95,13 +95,19 @@ pub struct Measured {
     pub evaluation_seconds: f64,
     /// Time of reading the model.
     pub load_seconds: f64,
-    /// Energy of the CPU packages while the steps were taken.
+    /// Energy while the steps were taken, of all that could be counted.
     pub joules: Option<f64>,
-    /// Why the energy is not known.
+    /// Whose that is: `cpu` (its packages), `gpu` (the whole card).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joules_of: Vec<String>,
+    /// Why the energy or a part of it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joules_unknown: Option<String>,
     /// Most memory that the process took on the host, in bytes.
     pub peak_bytes: Option<u64>,
+    /// And on the device, where that has memory of its own.
+    #[serde(default)]
+    pub device_peak_bytes: Option<u64>,
 }
 
 /// How long a run will take, and how much energy, if it goes on as measured.
@@ -205,8 +211,10 @@ mod tests {
             evaluation_seconds: 0.1,
             load_seconds: 0.5,
             joules: Some(60.0),
+            joules_of: vec!["cpu".to_owned()],
             joules_unknown: None,
             peak_bytes: None,
+            device_peak_bytes: None,
         };
         let estimate = Estimate::new(&PLAN, &measured);
         assert!((estimate.train_seconds - 12.0).abs() < 1e-9);

@@ -6,7 +6,7 @@ use tunesmith_ops::Kernels;
 use crate::{Error, Sampling};
 
 /// Tokens of a prompt that are read in one pass.
-const PROMPT_CHUNK: usize = 512;
+pub const PROMPT_CHUNK: usize = 512;
 
 /// What to generate.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,5 +5,5 @@ mod generate;
 mod sample;
 
 pub use error::Error;
-pub use generate::{FinishReason, Reply, Request, generate};
+pub use generate::{FinishReason, PROMPT_CHUNK, Reply, Request, generate};
 pub use sample::Sampling;

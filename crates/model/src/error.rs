@@ -61,6 +61,19 @@ pub enum Error {
         /// Where in it, row-major.
         index: usize,
     },
+    /// A weight beyond what the device stores weights as.
+    #[error(
+        "tensor `{name}` holds {value:e} at element {index}, which is more than bf16 can hold; the weights are damaged, or \
+         only a CPU can run them"
+    )]
+    TooLarge {
+        /// The tensor's name.
+        name: String,
+        /// Where in it, row-major.
+        index: usize,
+        /// The weight.
+        value: f32,
+    },
     /// A text longer than the key/value cache.
     #[error(
         "{tokens} tokens do not fit the {capacity} that this generation made room for; ask for fewer new tokens"

@@ -34,7 +34,8 @@ pub struct Download<'a> {
 ///
 /// An existing directory is used as it is. `organisation/name` is a repository of the Hugging Face Hub: if the
 /// cache has the whole model at the wanted revision, no connection is made; otherwise the files that are needed
-/// (configuration, tokenizer, safetensors weights) are downloaded, all from one commit, with calls of `progress`.
+/// (configuration, tokenizer, safetensors weights) are downloaded, all from one commit, with calls of `progress`;
+/// `options` may leave the weights out.
 pub fn resolve(base: &str, options: &HubOptions, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
     let bad = |problem: String| Error::Hub { base: base.to_string(), problem };
     let path = Path::new(base);
@@ -58,7 +59,8 @@ pub fn resolve(base: &str, options: &HubOptions, progress: &mut dyn FnMut(Downlo
     })?;
     let repo = Repo::with_revision(base.to_string(), RepoType::Model, revision.to_string());
     let snapshot = cache::find_snapshot(&cache_dir, &repo);
-    let missing = snapshot.as_deref().map(cache::missing_files);
+    let missing_files = |snapshot: &Path| cache::missing_files(snapshot, options.without_weights);
+    let missing = snapshot.as_deref().map(missing_files);
     if let (Some(snapshot), Some([])) = (&snapshot, missing.as_deref()) {
         return Ok(snapshot.clone());
     }
@@ -73,7 +75,7 @@ pub fn resolve(base: &str, options: &HubOptions, progress: &mut dyn FnMut(Downlo
     }
     let download = Fetch { base, revision, options, cache: Cache::new(cache_dir) };
     let snapshot = download.run(repo, progress)?;
-    match cache::missing_files(&snapshot).as_slice() {
+    match missing_files(&snapshot).as_slice() {
         [] => Ok(snapshot),
         missing => Err(bad(format!("the repository lacks {}", missing.join(", ")))),
     }
@@ -105,6 +107,10 @@ impl Fetch<'_> {
         let remote = api.repo(pinned);
         for name in names.iter().filter(|name| cache::is_small_file(name)) {
             self.file(&api, &remote, &snapshot, name, progress)?;
+        }
+        if self.options.without_weights {
+            // Not noted below, for it is not a whole model.
+            return Ok(snapshot);
         }
         if names.contains(&cache::SINGLE) {
             self.file(&api, &remote, &snapshot, cache::SINGLE, progress)?;

@@ -5,8 +5,10 @@ mod card;
 mod config;
 mod decoder;
 mod error;
+mod flops;
 pub mod hub;
 mod json;
+mod known;
 pub mod peft;
 mod publish;
 mod rope;
@@ -18,8 +20,11 @@ mod weights;
 pub use adapter::{AdapterLayout, Group, Slot};
 pub use card::ModelCard;
 pub use config::{Architecture, ModelConfig};
-pub use decoder::{Batch, Decoder, Document, DropoutStep, Keep, KvCache, Workspace};
+pub use decoder::{
+    Batch, Decoder, Document, DropoutStep, Footprint, Keep, KvCache, WeightBytes, WeightSource, Workspace,
+};
 pub use error::{Error, Result};
+pub use flops::Flops;
 pub use publish::{sync_dir, write_file};
 pub use rope::{Rope, RopeScaling};
 pub use tensor_file::TensorFile;

@@ -10,6 +10,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use tunesmith_ops::StoredType;
 
 use crate::error::{Error, Result};
 
@@ -129,14 +130,7 @@ impl TensorFile {
         row_stride: usize,
     ) -> Result<()> {
         let info = self.info(name)?;
-        if info.shape != expected {
-            return Err(Error::TensorShape {
-                name: name.to_string(),
-                path: self.path.clone(),
-                expected: expected.to_vec(),
-                found: info.shape.clone(),
-            });
-        }
+        self.check_shape(name, info, expected)?;
         let (height, columns) = match expected {
             [] => (1, 1),
             [length] => (1, *length),
@@ -159,6 +153,41 @@ impl TensorFile {
         self.read_rows(name, info, rows, columns, out, row_stride)
     }
 
+    /// The type of a tensor whose shape must be `expected`, and what reads its bytes from an offset into it on, on any
+    /// number of threads: what [`tunesmith_ops::Kernels::load`] takes.
+    pub fn stored(
+        &self,
+        name: &str,
+        expected: &[usize],
+    ) -> Result<(StoredType, impl Fn(usize, &mut [u8]) -> io::Result<()> + Sync + '_)> {
+        let info = self.info(name)?;
+        self.check_shape(name, info, expected)?;
+        let of = match info.dtype {
+            Dtype::F32 => StoredType::F32,
+            Dtype::F16 => StoredType::F16,
+            Dtype::BF16 => StoredType::Bf16,
+            other => return Err(self.unread(name, other)),
+        };
+        let start = self.data_start + info.data_offsets.0 as u64;
+        Ok((of, move |at, bytes: &mut [u8]| read_exact_at(&self.file, bytes, start + at as u64)))
+    }
+
+    fn check_shape(&self, name: &str, info: &TensorInfo, expected: &[usize]) -> Result<()> {
+        if info.shape == expected {
+            return Ok(());
+        }
+        Err(Error::TensorShape {
+            name: name.to_string(),
+            path: self.path.clone(),
+            expected: expected.to_vec(),
+            found: info.shape.clone(),
+        })
+    }
+
+    fn unread(&self, name: &str, found: Dtype) -> Error {
+        Error::TensorDtype { name: name.to_string(), path: self.path.clone(), found: found.to_string() }
+    }
+
     fn info(&self, name: &str) -> Result<&TensorInfo> {
         self.metadata
             .info(name)
@@ -179,13 +208,7 @@ impl TensorFile {
             Dtype::F32 => (4, from_f32),
             Dtype::F16 => (2, from_f16),
             Dtype::BF16 => (2, from_bf16),
-            other => {
-                return Err(Error::TensorDtype {
-                    name: name.to_string(),
-                    path: self.path.clone(),
-                    found: other.to_string(),
-                });
-            }
+            other => return Err(self.unread(name, other)),
         };
         let mut left = rows.len() * columns;
         let mut position = self.data_start + (info.data_offsets.0 + rows.start * columns * width) as u64;

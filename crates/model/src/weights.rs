@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
+use tunesmith_ops::{Error as OpsError, Kernels, MatMut, Stored};
 
 use crate::error::{Error, Result};
 use crate::json::Object;
@@ -131,6 +132,38 @@ impl Checkpoint {
             }),
             _ => file.read_f32(name),
         }
+    }
+
+    /// Bytes that a tensor of this shape takes in its file; 0 when there is none of this name.
+    pub(crate) fn stored_bytes(&self, name: &str, shape: &[usize]) -> u64 {
+        let size = match self.dtype(name) {
+            None => 0,
+            Some(Dtype::F32) => 4,
+            Some(_) => 2,
+        };
+        shape.iter().map(|&n| n as u64).product::<u64>() * size
+    }
+
+    /// Reads a tensor of shape `expected` straight into its place on a device; `told` hears of stored bytes as they are
+    /// done.
+    pub(crate) fn load<K: Kernels>(
+        &self,
+        name: &str,
+        expected: &[usize],
+        kernels: &K,
+        out: MatMut<'_, K::Buf>,
+        told: &mut dyn FnMut(usize),
+    ) -> Result<()> {
+        let file = self.file(name)?;
+        let (of, read) = file.stored(name, expected)?;
+        kernels.load(Stored { of, read: &read }, out, told).map_err(|error| match error {
+            OpsError::ValueNotFinite { index } => Error::NotFinite { name: name.to_string(), index },
+            OpsError::ValueTooLarge { index, value } => {
+                Error::TooLarge { name: name.to_string(), index, value }
+            }
+            OpsError::Read(source) => Error::io("read", file.path())(source),
+            other => other.into(),
+        })
     }
 
     fn file(&self, name: &str) -> Result<&TensorFile> {

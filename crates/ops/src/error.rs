@@ -33,12 +33,35 @@ pub enum Error {
         /// Positions there are.
         limit: usize,
     },
+    /// A stored value that is NaN or infinite.
+    #[error("value {index} is not finite")]
+    ValueNotFinite {
+        /// Its place in the matrix, row by row.
+        index: usize,
+    },
+    /// A stored value that the device's storage type would make an infinity of.
+    #[error("value {index} is {value:e}, which is more than bf16 can hold")]
+    ValueTooLarge {
+        /// Its place in the matrix, row by row.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// Stored values that could not be read.
+    #[error("stored values could not be read: {0}")]
+    Read(#[source] std::io::Error),
     /// What the device said.
     #[error(transparent)]
     Device(#[from] tunesmith_kernels::gpu::Error),
 }
 
 impl Error {
+    /// Whether a buffer could not be had, on the host or on the device.
+    pub fn is_out_of_memory(&self) -> bool {
+        use tunesmith_kernels::gpu::Error as Device;
+        matches!(self, Self::OutOfMemory { .. } | Self::Device(Device::OutOfMemory { .. }))
+    }
+
     pub(crate) fn shape(op: &'static str, detail: impl Into<String>) -> Self {
         Self::Shape { op, detail: detail.into() }
     }

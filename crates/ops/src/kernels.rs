@@ -1,10 +1,12 @@
 //! What a device has to be able to do.
 
+use crate::{
+    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Sequences,
+    Storage, Stored,
+};
 use std::ops::Range;
-
+use std::time::Duration;
 use tunesmith_kernels::gpu::adamw::Segment;
-
-use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Sequences};
 
 /// The numbers of an attention call beside its tensors.
 #[derive(Debug, Clone, Copy)]
@@ -254,6 +256,38 @@ pub trait Kernels: Send + Sync {
         m: &mut Self::Full,
         v: &mut Self::Full,
     ) -> Result<(), Error>;
+
+    // --- loading, random weights, timing ---
+
+    /// Reads a matrix from where it is stored, `[rows, cols]`, straight into its place, and checks its values on the way.
+    /// `told` hears of stored bytes as they are done, on this thread. Host memory is bounded, whatever the size.
+    ///
+    /// # Errors
+    /// [`Error::ValueNotFinite`] or [`Error::ValueTooLarge`] of the first value that cannot be taken; [`Error::Read`].
+    fn load(
+        &self,
+        from: Stored<'_>,
+        out: MatMut<'_, Self::Buf>,
+        told: &mut dyn FnMut(usize),
+    ) -> Result<(), Error>;
+    /// out = random values of standard deviation `std`, as [`FillKey::values`] has them, rounded to the storage type.
+    fn fill_random(&self, key: FillKey, std: f32, out: MatMut<'_, Self::Buf>) -> Result<(), Error>;
+
+    /// A point in the device's work, with its time.
+    type Mark: Send + Sync + std::fmt::Debug;
+    /// Marks the point that the work has come to.
+    fn mark(&self) -> Result<Self::Mark, Error>;
+    /// The time that the device took from one mark to a later one; waits for that.
+    fn between(&self, start: &Self::Mark, end: &Self::Mark) -> Result<Duration, Error>;
+    /// What the device calls itself.
+    fn name(&self) -> String;
+
+    // Memory.
+
+    /// How `Buf` is laid out, and what calls need beside their operands.
+    fn storage(&self) -> Storage;
+    /// The device's memory as it is after all queued work; nothing where there is none of its own, as on the CPU.
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error>;
 
     // A training step that never waits for the device, and allocates nothing after its first.
 

@@ -2,19 +2,32 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use tunesmith_kernels::cpu::{self, BackwardInputs, Document, GradientsMut, Heads, HeadsRef};
 
 use crate::error::{expect, in_vocabulary};
 use crate::kernels::{Attention, AttentionGradients, Flat, Kernels, Refresh};
-use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Segment, Sequences};
+use crate::stored::TASK;
+use crate::{
+    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Segment,
+    Sequences, Storage, Stored,
+};
 
 /// Logits held at a time by the chunked cross-entropy, in values (64 MiB). The head is read once per chunk, so a
 /// chunk has to have some hundred rows to be worth it.
 const LOGITS_CHUNK: usize = 16 << 20;
+
+/// Rows of logits held at a time for a call of `rows` rows.
+pub(crate) fn logits_rows(vocab: usize, rows: usize) -> usize {
+    (LOGITS_CHUNK / vocab.max(1)).clamp(64, 1024).min(rows.max(1))
+}
+
 /// Values per task of the flat-buffer kernels.
 const FLAT_CHUNK: usize = 1 << 15;
+/// Values that are loaded between two words about it.
+const LOADED: usize = 8 << 20;
 /// Rows per task of the row kernels, at least.
 const MIN_ROWS: usize = 8;
 
@@ -142,7 +155,7 @@ impl Kernels for RefKernels {
     }
 
     fn rank_padding(&self) -> usize {
-        16
+        Storage::CPU.rank_padding
     }
 
     fn gemm(
@@ -445,7 +458,7 @@ impl Kernels for RefKernels {
         in_vocabulary(targets, vocab)?;
         fits(OP, x.buf.len(), x.at, x.rows, x.cols, x.ld)?;
         let head = view(OP, head)?;
-        let chunk = (LOGITS_CHUNK / vocab).clamp(64, 1024).min(n.max(1));
+        let chunk = logits_rows(vocab, n);
         // Kept from call to call: making its pages anew each step would cost more than the softmax.
         let mut logits = LOGITS.with(Cell::take);
         if logits.len() < chunk * vocab {
@@ -484,6 +497,59 @@ impl Kernels for RefKernels {
             .zip(m.par_chunks_mut(FLAT_CHUNK).zip(v.par_chunks_mut(FLAT_CHUNK)))
             .for_each(|((p, g), (m, v))| cpu::adamw(step, p, g, m, v));
         Ok(())
+    }
+
+    // --- loading, random weights, timing ---
+
+    fn load(&self, from: Stored<'_>, out: MatMut<'_, Buf>, told: &mut dyn FnMut(usize)) -> Result<(), Error> {
+        let MatMut { buf, at, rows, cols, ld } = out;
+        fits("load", buf.len(), at, rows, cols, ld)?;
+        if rows == 0 || cols == 0 {
+            return Ok(());
+        }
+        let buf = &mut buf[at..at + (rows - 1) * ld + cols];
+        let (step, task) = ((LOADED / cols).max(1), (TASK / cols).max(1));
+        for (i, piece) in buf.chunks_mut(step * ld).enumerate() {
+            let first = i * step * cols;
+            let tasks = piece.par_chunks_mut(task * ld).enumerate();
+            let failed = tasks.map(|(i, rows)| from.widen(first + i * task * cols, cols, ld, rows));
+            // The first in the order of the values, whichever thread comes first.
+            if let Some(error) = failed.find_map_first(Result::err) {
+                return Err(error);
+            }
+            told(piece.len().div_ceil(ld) * cols * from.of.bytes());
+        }
+        Ok(())
+    }
+
+    fn fill_random(&self, key: FillKey, std: f32, out: MatMut<'_, Buf>) -> Result<(), Error> {
+        let cols = out.cols as u64;
+        rows_mut("fill_random", out)?.enumerate().for_each(|(i, row)| key.values(std, i as u64 * cols, row));
+        Ok(())
+    }
+
+    type Mark = Instant;
+
+    fn mark(&self) -> Result<Instant, Error> {
+        Ok(Instant::now())
+    }
+
+    fn between(&self, start: &Instant, end: &Instant) -> Result<Duration, Error> {
+        Ok(end.duration_since(*start))
+    }
+
+    fn name(&self) -> String {
+        "CPU".to_owned()
+    }
+
+    // Memory.
+
+    fn storage(&self) -> Storage {
+        Storage::CPU
+    }
+
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        Ok(None)
     }
 
     // A training step that never waits for the device: here everything is ready at once.

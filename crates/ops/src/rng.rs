@@ -1,6 +1,8 @@
 //! Counter-based random numbers: the value at a counter depends on nothing that came before it, so a
 //! recomputed layer, another micro-batch size or a resumed run sees the same numbers.
 
+use tunesmith_kernels::gpu::fill::SPREAD;
+
 /// Philox 4x32 with 10 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 #[derive(Debug, Clone, Copy)]
 pub struct Philox {
@@ -57,6 +59,45 @@ impl DropoutKey {
             for (o, w) in out.iter_mut().zip(words) {
                 *o = if Philox::unit(w) < p { 0.0 } else { keep };
             }
+        }
+    }
+}
+
+/// Names the random weights of one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FillKey {
+    /// Seed of all tensors.
+    pub seed: u64,
+    /// Which tensor.
+    pub tensor: u32,
+}
+
+impl FillKey {
+    /// What tells these numbers from others of the same seed.
+    const PURPOSE: u32 = 0xf111;
+
+    /// Values `first`, `first + 1`, ... of the tensor: mean 0, standard deviation `std`, symmetric and bell-shaped (the sum
+    /// of the four bytes of a random word).
+    pub fn values(&self, std: f32, first: u64, out: &mut [f32]) {
+        let rng = Philox::new(self.seed, 0);
+        let scale = std / SPREAD;
+        let value = |word: u32| {
+            let sum: i32 = word.to_le_bytes().into_iter().map(i32::from).sum();
+            (sum - 510) as f32 * scale
+        };
+        let mut at = first;
+        let mut rest = out;
+        while !rest.is_empty() {
+            let block = at / 4;
+            let words = rng.words([block as u32, (block >> 32) as u32, self.tensor, Self::PURPOSE]);
+            let words = &words[(at % 4) as usize..];
+            let count = words.len().min(rest.len());
+            let (now, later) = rest.split_at_mut(count);
+            for (v, &word) in now.iter_mut().zip(words) {
+                *v = value(word);
+            }
+            at += count as u64;
+            rest = later;
         }
     }
 }

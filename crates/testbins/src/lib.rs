@@ -5,12 +5,18 @@ use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use tunesmith_data::{Example, Place};
 use tunesmith_model::peft::{self, PeftConfig};
 use tunesmith_model::{Checkpoint, Decoder, ModelConfig};
-use tunesmith_ops::RefKernels;
+use tunesmith_ops::Kernels;
 use tunesmith_testkit::tensors::read_int_tensors;
+
+pub mod device;
+
+/// Exit status of a program whose device has not enough memory for what was asked.
+pub const OUT_OF_MEMORY: u8 = 3;
 
 /// What can go wrong in these programs.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +38,9 @@ pub enum Error {
     /// The trainer refused.
     #[error(transparent)]
     Train(#[from] tunesmith_train::Error),
+    /// The device refused.
+    #[error(transparent)]
+    Ops(#[from] tunesmith_ops::Error),
     /// A tensor file could not be read or written.
     #[error(transparent)]
     Kit(#[from] tunesmith_testkit::Error),
@@ -43,16 +52,32 @@ impl Error {
         let path = path.to_owned();
         move |what| Self::Input { path, what: what.to_string() }
     }
+
+    /// Whether a device has not enough memory.
+    fn is_out_of_memory(&self) -> bool {
+        use tunesmith_ops::{DeviceError, Error as Ops};
+        let ops = match self {
+            Self::Ops(e) | Self::Train(tunesmith_train::Error::Ops(e)) => Some(e),
+            Self::Model(e) | Self::Train(tunesmith_train::Error::Model(e)) => of_model(e),
+            _ => None,
+        };
+        matches!(ops, Some(Ops::OutOfMemory { .. } | Ops::Device(DeviceError::OutOfMemory { .. })))
+    }
 }
 
-/// Runs a program: its error goes to the standard error output and becomes exit status 1.
+/// What the device said, where that is what stopped the model.
+fn of_model(error: &tunesmith_model::Error) -> Option<&tunesmith_ops::Error> {
+    if let tunesmith_model::Error::Ops(e) = error { Some(e) } else { None }
+}
+
+/// Runs a program: its error goes to the standard error output and becomes exit status 1, or [`OUT_OF_MEMORY`].
 pub fn run(main: impl FnOnce(Args) -> Result<(), Error>, known: &[&str]) -> ExitCode {
     match Args::parse(std::env::args().skip(1), known).and_then(main) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody is left to tell if this fails.
             let _ = writeln!(std::io::stderr(), "error: {error}");
-            ExitCode::FAILURE
+            if error.is_out_of_memory() { ExitCode::from(OUT_OF_MEMORY) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -95,10 +120,10 @@ impl Args {
     /// The number after `--name`, if it is given.
     ///
     /// # Errors
-    /// If it is no whole number.
-    pub fn number(&self, name: &str) -> Result<Option<usize>, Error> {
+    /// If it is no number of that kind.
+    pub fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>, Error> {
         let parse = |text: &str| {
-            text.parse().map_err(|_| Error::Usage(format!("`--{name} {text}` is no whole number"))).map(Some)
+            text.parse().map_err(|_| Error::Usage(format!("`--{name} {text}` is no such number"))).map(Some)
         };
         self.get(name).map_or(Ok(None), parse)
     }
@@ -108,13 +133,14 @@ impl Args {
 ///
 /// # Errors
 /// Whatever is wrong with either.
-pub fn load(
+pub fn load<K: Kernels>(
+    kernels: K,
     model: &Path,
     adapter: Option<&Path>,
-) -> Result<(Decoder<RefKernels>, Option<PeftConfig>), Error> {
+) -> Result<(Decoder<K>, Option<PeftConfig>), Error> {
     let config = ModelConfig::from_dir(model)?;
     let checkpoint = Checkpoint::open(model)?;
-    let decode = |lora| Decoder::load(RefKernels, config, &checkpoint, lora, &mut |_, _| ());
+    let decode = |lora| Decoder::load(kernels, config, &checkpoint, lora, &mut |_, _| ());
     let Some(adapter) = adapter else { return Ok((decode(None)?, None)) };
     let (settings, tensors) = peft::load(adapter)?;
     let mut decoder = decode(Some(&settings.lora))?;

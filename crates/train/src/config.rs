@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::plan::Bytes;
 use crate::{Epochs, Error, MAX_EPOCHS};
 
 /// Shape of the learning rate after warm-up (names of transformers' `lr_scheduler_type`).
@@ -20,6 +21,8 @@ pub enum LrScheduler {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
+    /// For each layer what fits the memory; on the CPU as `none`, where nothing bounds it.
+    Auto,
     /// Keep everything; nothing is computed twice.
     None,
     /// Drop the gate and up projections.
@@ -40,8 +43,8 @@ pub struct TrainConfig {
     pub max_epochs: usize,
     /// Examples per optimizer step.
     pub batch_size: usize,
-    /// Examples per forward and backward; 0 leaves it to the engine (as many as fit 2,048 tokens). The result does
-    /// not depend on it.
+    /// Examples per forward and backward; 0 leaves it to the engine (as many as fit 2,048 tokens on the CPU, and on a
+    /// device as many as its memory is good for). The result does not depend on it.
     pub micro_batch_size: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
@@ -68,6 +71,9 @@ pub struct TrainConfig {
     pub evals_per_epoch: usize,
     /// What each layer keeps for the backward pass.
     pub recompute: Recompute,
+    /// Most bytes that the run may take on its device, of what is free there; on the CPU, what model, adapter and
+    /// activations may take. The result does not depend on it but for the order of sums.
+    pub memory_limit: Option<Bytes>,
     /// Steps between two checkpoints; 0 leaves it to `save_minutes`.
     pub save_steps: usize,
     /// Minutes between two checkpoints; 0 leaves it to `save_steps`.
@@ -96,7 +102,8 @@ impl Default for TrainConfig {
             max_grad_norm: 1.0,
             seed: 0,
             evals_per_epoch: 1,
-            recompute: Recompute::None,
+            recompute: Recompute::Auto,
+            memory_limit: None,
             save_steps: 0,
             save_minutes: 5.0,
             save_total_limit: 2,

@@ -3,6 +3,8 @@ use std::path::{Path, PathBuf};
 
 use tunesmith_data::Place;
 
+use crate::plan::Shortage;
+
 /// What can stop a run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -91,6 +93,17 @@ pub enum Error {
         /// What does not fit, and what to do.
         why: String,
     },
+    /// No way to run fits the memory.
+    #[error(transparent)]
+    NoRoom(#[from] Box<Shortage>),
+    /// Memory ran out for or in micro-batches of this size.
+    #[error("{source}, with micro-batches of up to {tokens} tokens")]
+    Memory {
+        /// The most tokens of a micro-batch.
+        tokens: usize,
+        /// What could not be had.
+        source: tunesmith_ops::Error,
+    },
     /// The rows could not be read back or packed.
     #[error(transparent)]
     Data(#[from] tunesmith_data::Error),
@@ -118,6 +131,18 @@ impl Error {
 
     pub(crate) fn checkpoint(path: &Path, problem: String) -> Self {
         Self::Checkpoint { path: path.to_owned(), problem }
+    }
+
+    /// Says of what size the micro-batches were that memory ran out for; another error stays what it is.
+    pub(crate) fn with_micro_batch(self, tokens: usize) -> Self {
+        match self {
+            Self::Ops(source) | Self::Model(tunesmith_model::Error::Ops(source))
+                if source.is_out_of_memory() =>
+            {
+                Self::Memory { tokens, source }
+            }
+            other => other,
+        }
     }
 
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {

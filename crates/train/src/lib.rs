@@ -17,6 +17,7 @@ mod event;
 mod evidence;
 mod observer;
 mod order;
+pub mod plan;
 mod prefetch;
 mod run;
 mod schedule;

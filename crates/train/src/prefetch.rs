@@ -104,6 +104,7 @@ mod tests {
     use tunesmith_data::Place;
 
     use super::*;
+    use crate::plan::MicroBatches;
 
     /// Rows of which one cannot be read.
     struct Rows {
@@ -147,7 +148,8 @@ mod tests {
     }
 
     fn collator() -> Collator {
-        Collator::new(&config(), 1, 1, false)
+        let lengths = std::iter::repeat_n(4, 10).collect();
+        Collator::new(&config(), MicroBatches::usual(&config(), &lengths, 1, 1), 1, false)
     }
 
     const START: Position = Position { step: 0, epoch: 0, batch: 0 };

@@ -76,6 +76,7 @@ pub fn train<K: Kernels, T: Examples + Sync + ?Sized, V: Examples + ?Sized>(
         state = snapshot.state;
     }
     let schedule = Schedule::new(config, total_steps);
+    let capacity = trainer.capacity();
     std::thread::scope(|scope| {
         let position = position(&state);
         let collator = trainer.collator().clone();
@@ -99,7 +100,7 @@ pub fn train<K: Kernels, T: Examples + Sync + ?Sized, V: Examples + ?Sized>(
             best_parameters,
         };
         run.begin(resumed)?;
-        if let Some(end) = run.go()? {
+        if let Some(end) = run.go().map_err(|error| error.with_micro_batch(capacity))? {
             return run.finish(end);
         }
         run.at_step(false, true)?;

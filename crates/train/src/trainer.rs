@@ -1,6 +1,7 @@
 //! One optimizer step, and one evaluation.
 
 mod batches;
+mod cut;
 mod pending;
 mod warm_up;
 
@@ -8,16 +9,16 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use tunesmith_data::Example;
-use tunesmith_model::{Decoder, Keep, Workspace};
+use tunesmith_model::{Decoder, Workspace};
 use tunesmith_ops::{AdamW, Kernels};
 
 pub(crate) use batches::Collator;
 pub use batches::PreparedStep;
-use batches::{MicroBatch, Origin, micro_batch_rows, micro_batch_tokens};
+use batches::{MicroBatch, Origin};
 use pending::{Pending, Update};
-use warm_up::fullest;
 
-use crate::{Error, Recompute, RunState, Snapshot, TrainConfig};
+use crate::plan::{Lengths, MicroBatches};
+use crate::{Error, RunState, Snapshot, TrainConfig};
 
 /// What one optimizer step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,8 +57,6 @@ pub struct Trainer<K: Kernels> {
     second_moment: K::Full,
     guard: K::Guard,
     workspace: Workspace<K>,
-    /// Most tokens of a micro-batch.
-    capacity: usize,
     /// Rows of the documents that fill one.
     fullest: Vec<usize>,
     is_warm: bool,
@@ -100,54 +99,17 @@ impl<K: Kernels> Trainer<K> {
     /// # Errors
     /// As [`Trainer::for_lengths`].
     pub fn with_divisor(
-        mut decoder: Decoder<K>,
+        decoder: Decoder<K>,
         config: &TrainConfig,
         lora_dropout: f32,
         lengths: impl IntoIterator<Item = usize>,
         divisor: usize,
     ) -> Result<Self, Error> {
-        if decoder.layout().is_empty() {
-            return Err(Error::NoAdapter);
-        }
-        let mut lengths: Vec<usize> = lengths.into_iter().collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        let longest = lengths.first().copied().unwrap_or(0);
-        let multiple = decoder.kernels().row_padding();
-        // What fills a batch up has positions too.
-        decoder.prepare_positions(longest.max(multiple));
-        let capacity = match micro_batch_rows(config, divisor) {
-            Some(rows) => lengths.iter().take(rows).sum(),
-            None => {
-                longest.max(micro_batch_tokens(divisor).min(lengths.iter().take(config.batch_size).sum()))
-            }
-        };
-        let keep = match config.recompute {
-            Recompute::None => Keep::All,
-            Recompute::Mlp => Keep::NoMlp,
-            Recompute::Min2 => Keep::Residuals,
-            Recompute::Min => Keep::Input,
-        };
-        let keep = vec![keep; decoder.config().num_hidden_layers];
-        let dropout = lora_dropout > 0.0;
-        let workspace = decoder.training_workspace(capacity.next_multiple_of(multiple), &keep, dropout)?;
-        let (k, n) = (decoder.kernels(), decoder.layout().len());
-        let (gradients, first_moment) = (k.zeros_full(n)?, k.zeros_full(n)?);
-        let (second_moment, guard) = (k.zeros_full(n)?, k.guard()?);
-        Ok(Self {
-            collator: Collator::new(config, divisor, multiple, dropout),
-            lora_dropout,
-            gradients,
-            first_moment,
-            second_moment,
-            guard,
-            workspace,
-            capacity,
-            fullest: fullest(&lengths, capacity),
-            is_warm: false,
-            steps: 0,
-            pending: Pending::default(),
-            decoder,
-        })
+        let lengths: Lengths = lengths.into_iter().collect();
+        let cut = MicroBatches::usual(config, &lengths, decoder.config().num_hidden_layers, divisor);
+        let mut trainer = Self::bare(decoder, config, lora_dropout, &lengths)?;
+        trainer.recut(cut, &lengths)?;
+        Ok(trainer)
     }
 
     /// The model as it is now.
@@ -157,7 +119,7 @@ impl<K: Kernels> Trainer<K> {
 
     /// Most tokens that a micro-batch can have.
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.collator.cut.capacity
     }
 
     /// Gives the model back.
@@ -261,9 +223,7 @@ impl<K: Kernels> Trainer<K> {
     ) -> Result<bool, Error> {
         let whole = self.queue_gradients(&mut prepared, go_on);
         if !matches!(whole, Ok(true)) {
-            // An earlier step that failed comes first.
-            self.abandon()?;
-            return whole;
+            return self.abandoned(whole);
         }
         let config = &self.collator.config;
         let step = AdamW {
@@ -279,10 +239,7 @@ impl<K: Kernels> Trainer<K> {
         let (m, v) = (&mut self.first_moment, &mut self.second_moment);
         let later = match self.decoder.update(step, max_norm, &mut self.guard, &self.gradients, m, v) {
             Ok(later) => later,
-            Err(error) => {
-                self.abandon()?;
-                return Err(error.into());
-            }
+            Err(error) => return self.abandoned(Err(error.into())),
         };
         self.steps += 1;
         let PreparedStep { places, tokens, trained_tokens, .. } = prepared;
@@ -351,6 +308,15 @@ impl<K: Kernels> Trainer<K> {
         self.pending.take_sum();
         // Its losses may have tripped the guard.
         Ok(self.decoder.kernels().clear_guard(&mut self.guard)?)
+    }
+
+    /// What a step ends with that was not queued to its end: an earlier step that failed comes first, and of two faults of a
+    /// device the one that was met first.
+    fn abandoned<T>(&mut self, ended: Result<T, Error>) -> Result<T, Error> {
+        match (ended, self.abandon()) {
+            (Err(error), Err(earlier)) => Err(if earlier.bad_step().is_some() { earlier } else { error }),
+            (ended, abandoned) => abandoned.and(ended),
+        }
     }
 
     /// Reads results until those of no more than `ahead` micro-batches are left. After an error nothing is left, and the

@@ -200,6 +200,20 @@ static const EmulatedKernel* find_kernel(const char* name) {
     return nullptr;
 }
 
+// The name of the kernel of that number in all tables, with the number and kinds of its parameters; null past the last.
+extern "C" const char* emulator_kernel(unsigned index, unsigned* count, const unsigned** kinds) {
+    for (unsigned t = 0; t < emulated_table_count; t++) {
+        const EmulatedTable& table = *emulated_tables[t];
+        if (index < table.count) {
+            *count = table.kernels[index].parameters;
+            *kinds = table.kernels[index].kinds;
+            return table.kernels[index].name;
+        }
+        index -= table.count;
+    }
+    return nullptr;
+}
+
 extern "C" Cell* emulator_cells(size_t bytes);
 
 constexpr size_t SIGNAL_STACK = 64 << 10;

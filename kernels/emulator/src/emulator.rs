@@ -3,8 +3,9 @@
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use tunesmith_kernels::gpu::{Driver, Error, Gemm, Launch, Limits, Result};
+use tunesmith_kernels::gpu::{DeviceMemory, Driver, Error, Gemm, Launch, Limits, Result};
 
 use crate::gemm::gemm;
 use crate::memory::{Heap, Memory};
@@ -25,6 +26,11 @@ impl Emulator {
         Self { heap: Arc::default(), seed, watch: true, launches: AtomicU64::new(0) }
     }
 
+    /// An emulator with room for so many bytes, which it counts: see [`Driver::device_memory`].
+    pub fn with_memory(seed: u64, bytes: u64) -> Self {
+        Self { heap: Arc::new(Heap::limited(bytes)), ..Self::new(seed) }
+    }
+
     /// An emulator that does not watch single accesses: what a kernel does wrong shows by its numbers, if at all, or by
     /// a guard. For the emulator's own tests.
     #[doc(hidden)]
@@ -35,6 +41,11 @@ impl Emulator {
     /// Whether the kernels could be compiled on this machine.
     pub const fn available() -> bool {
         native::AVAILABLE
+    }
+
+    /// The name of every kernel, with the bytes of each of its parameters: for a stand-in of the driver, which is asked.
+    pub fn kernels() -> Vec<(String, Vec<usize>)> {
+        native::kernels()
     }
 
     fn words(&self, fault: &Fault) -> String {
@@ -61,14 +72,19 @@ fn line_of(pc: u64) -> Option<String> {
 }
 
 fn outside(call: &str, at: usize, bytes: usize) -> Error {
-    Error::Device { call: call.to_owned(), text: format!("{bytes} bytes at {at} are not inside the block") }
+    Error::Refused { call: call.to_owned(), text: format!("{bytes} bytes at {at} are not inside the block") }
 }
 
 impl Driver for Emulator {
     type Memory = Memory;
 
     fn alloc(&self, bytes: usize) -> Result<Memory> {
-        self.heap.alloc(bytes).ok_or(Error::OutOfMemory { bytes, free: 0, total: 0 })
+        self.heap.alloc(bytes).ok_or_else(|| {
+            let memory = self.heap.memory();
+            let (free, total) = memory.map_or((0, 0), |m| (m.free as usize, m.total as usize));
+            let held = memory.map_or(0, |m| m.used as usize);
+            Error::OutOfMemory { bytes, free, total, held }
+        })
     }
 
     fn address(&self, memory: &Memory) -> u64 {
@@ -122,6 +138,28 @@ impl Driver for Emulator {
 
     fn limits(&self) -> Limits {
         Limits { multiprocessors: 132, shared_per_block: 227 * 1024 }
+    }
+
+    // --- loading and timing ---
+
+    type Mark = Instant;
+
+    fn mark(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn between(&self, start: &Instant, end: &Instant) -> Result<Duration> {
+        Ok(end.duration_since(*start))
+    }
+
+    fn name(&self) -> String {
+        "emulator".to_owned()
+    }
+
+    // Memory.
+
+    fn device_memory(&self) -> Result<Option<DeviceMemory>> {
+        Ok(self.heap.memory())
     }
 
     /// Work is done when a call returns, so the bytes are there at once.

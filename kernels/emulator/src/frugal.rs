@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use tunesmith_kernels::gpu::{Driver, Error, Gemm, Launch, Limits, Result};
+use tunesmith_kernels::gpu::{DeviceMemory, Driver, Error, Gemm, Launch, Limits, Result};
 
 /// Another device, of which no memory can be had once it is closed: for tests that something takes all of its memory at
 /// its start.
@@ -92,5 +93,20 @@ impl<D: Driver> Driver for Frugal<D> {
     fn tune(&self, on: bool) {
         self.record.tuning.store(on, Ordering::SeqCst);
         self.inner.tune(on);
+    }
+
+    type Mark = D::Mark;
+
+    fn mark(&self) -> Result<D::Mark> {
+        self.inner.mark()
+    }
+    fn between(&self, start: &D::Mark, end: &D::Mark) -> Result<Duration> {
+        self.inner.between(start, end)
+    }
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+    fn device_memory(&self) -> Result<Option<DeviceMemory>> {
+        self.inner.device_memory()
     }
 }

@@ -37,13 +37,17 @@ pub const SEEDS: [u64; 3] = [1, 2, 3];
 ///
 /// `d` is an [`Emulator`] under each of [`SEEDS`], then, with feature `cuda`, the first GPU. Where one of the two is not
 /// there, a line says so. With `TUNESMITH_TEST_ON=gpu` in the environment it is the GPU alone, and none there is a failure.
+/// `backends!([1], |d| check(&d))` has seeds of its own.
 #[macro_export]
 macro_rules! backends {
-    (|$d:ident| $run:expr) => {{
+    (|$d:ident| $run:expr) => {
+        $crate::backends!($crate::SEEDS, |$d| $run)
+    };
+    ($seeds:expr, |$d:ident| $run:expr) => {{
         if $crate::gpu_alone() {
             // The emulator has had its turn elsewhere.
         } else if $crate::Emulator::available() {
-            for seed in $crate::SEEDS {
+            for seed in $seeds {
                 let $d = $crate::Emulator::new(seed);
                 $run;
             }

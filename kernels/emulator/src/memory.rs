@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tunesmith_kernels::gpu::DeviceMemory;
+
 use crate::native::{self, Region};
 
 /// A block of an emulator's memory.
@@ -16,6 +18,21 @@ pub struct Memory {
 #[derive(Debug, Default)]
 pub(crate) struct Heap {
     blocks: Mutex<BTreeMap<u64, Region>>,
+    count: Mutex<Count>,
+    /// Bytes that all blocks may have.
+    limit: Option<u64>,
+}
+
+/// Bytes of live blocks.
+#[derive(Debug, Default)]
+struct Count {
+    used: u64,
+    peak: u64,
+}
+
+/// A block of one byte is that of an empty slice, and counts for nothing.
+fn counted(bytes: u64) -> u64 {
+    if bytes > 1 { bytes } else { 0 }
 }
 
 impl Heap {
@@ -23,9 +40,39 @@ impl Heap {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Room for so many bytes.
+    pub(crate) fn limited(bytes: u64) -> Self {
+        Self { limit: Some(bytes), ..Self::default() }
+    }
+
+    fn count(&self) -> MutexGuard<'_, Count> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What there is, where there is a limit.
+    pub(crate) fn memory(&self) -> Option<DeviceMemory> {
+        let Count { used, peak } = *self.count();
+        self.limit.map(|total| DeviceMemory { total, free: total - used, used, peak })
+    }
+
+    /// Takes room for a block, if it is there.
+    fn take(&self, bytes: u64) -> Option<()> {
+        let mut count = self.count();
+        let used = count.used + counted(bytes);
+        if self.limit.is_some_and(|limit| used > limit) {
+            return None;
+        }
+        *count = Count { used, peak: count.peak.max(used) };
+        Some(())
+    }
+
     /// A new block, full of NaN.
     pub(crate) fn alloc(self: &Arc<Self>, bytes: usize) -> Option<Memory> {
-        let region = native::alloc(bytes)?;
+        self.take(bytes as u64)?;
+        let Some(region) = native::alloc(bytes) else {
+            self.count().used -= counted(bytes as u64);
+            return None;
+        };
         self.blocks().insert(region.from, region);
         Some(Memory { heap: Arc::clone(self), region })
     }
@@ -84,6 +131,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         self.heap.blocks().remove(&self.region.from);
+        self.heap.count().used -= counted(self.region.to - self.region.from);
         // SAFETY: it came from `alloc`, and nothing refers to it but this.
         unsafe { native::free(self.region) }
     }

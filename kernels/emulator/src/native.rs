@@ -62,6 +62,7 @@ unsafe extern "C" {
     fn emulator_check(block: *mut u8, bytes: usize) -> u64;
     fn emulator_cells(bytes: usize) -> *mut c_void;
     fn emulator_free_cells(cells: *mut c_void, bytes: usize);
+    fn emulator_kernel(index: u32, count: *mut u32, kinds: *mut *const u32) -> *const c_char;
     fn emulator_launch(launch: *const RawLaunch, fault: *mut RawFault) -> c_int;
 }
 
@@ -97,6 +98,25 @@ pub(crate) unsafe fn overwritten(region: &Region) -> Option<u64> {
     // SAFETY: the caller's promise.
     let at = unsafe { emulator_check(region.from as *mut u8, (region.to - region.from) as usize) };
     (at != 0).then_some(at)
+}
+
+/// Every kernel, and the bytes of each of its parameters.
+pub(crate) fn kernels() -> Vec<(String, Vec<usize>)> {
+    let mut out = Vec::new();
+    loop {
+        let (mut count, mut kinds) = (0, ptr::null());
+        // SAFETY: any index may be asked for, and both places are there to write to.
+        let name = unsafe { emulator_kernel(out.len() as u32, &raw mut count, &raw mut kinds) };
+        if name.is_null() {
+            return out;
+        }
+        // SAFETY: a name and as many kinds as the kernel has parameters, which the compiler has put into the program.
+        let (name, kinds) =
+            unsafe { (CStr::from_ptr(name), std::slice::from_raw_parts(kinds, count as usize)) };
+        // Pointers and `int64_t`; the others are `int` and `float`.
+        let bytes = |&kind: &u32| if matches!(kind, 0 | 2) { 8 } else { 4 };
+        out.push((name.to_string_lossy().into_owned(), kinds.iter().map(bytes).collect()));
+    }
 }
 
 /// Runs a kernel to its end, or to a fault.

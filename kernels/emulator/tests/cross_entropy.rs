@@ -5,6 +5,8 @@
 #[path = "common/padded.rs"]
 mod padded;
 
+use std::time::Duration;
+
 use half::bf16;
 use padded::{Cell, Padded, ROWS, Shape, only_these_rows, random, same_bits, wide};
 use tunesmith_emulator::check::{close, to_bf16, values, values_bf16};
@@ -55,12 +57,26 @@ impl<D: Driver> Driver for Small<D> {
     fn limits(&self) -> Limits {
         Limits { shared_per_block: self.1, ..self.0.limits() }
     }
+
+    type Mark = D::Mark;
+
+    fn mark(&self) -> Result<D::Mark> {
+        self.0.mark()
+    }
+    fn between(&self, start: &D::Mark, end: &D::Mark) -> Result<Duration> {
+        self.0.between(start, end)
+    }
+
     type Download = D::Download;
     fn download_later(&self, from: &D::Memory, at: usize, bytes: usize) -> Result<D::Download> {
         self.0.download_later(from, at, bytes)
     }
     fn wait(&self, download: D::Download, to: &mut [u8]) -> Result<()> {
         self.0.wait(download, to)
+    }
+
+    fn name(&self) -> String {
+        self.0.name()
     }
 }
 

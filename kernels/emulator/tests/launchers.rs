@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, unsafe_code)]
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use tunesmith_kernels::gpu::dropout::{Key, dropout};
 use tunesmith_kernels::gpu::rms_norm::{rms_norm, rms_norm_backward};
@@ -55,12 +56,26 @@ impl Driver for Paper {
     fn limits(&self) -> Limits {
         Limits { multiprocessors: 1, shared_per_block: 48 << 10 }
     }
+
+    type Mark = ();
+
+    fn mark(&self) -> Result<()> {
+        Ok(())
+    }
+    fn between(&self, (): &(), (): &()) -> Result<Duration> {
+        Ok(Duration::ZERO)
+    }
+
     type Download = ();
     fn download_later(&self, (): &(), _at: usize, _bytes: usize) -> Result<()> {
         Ok(())
     }
     fn wait(&self, (): (), _to: &mut [u8]) -> Result<()> {
         Ok(())
+    }
+
+    fn name(&self) -> String {
+        "paper".to_owned()
     }
 }
 

@@ -7,7 +7,7 @@ mod micro;
 mod nf4;
 mod pack;
 mod row;
-mod simd;
+pub(crate) mod simd;
 
 pub use attention::{BackwardInputs, Document, GradientsMut, Heads, HeadsRef, attention, attention_backward};
 pub use gemm::{MatMut, MatRef, gemm, gemm_serial};

@@ -1,8 +1,13 @@
 //! What launchers ask of a device, and nothing above it: memory, launches, matrix products.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use super::error::Result;
+use super::pieces::{Fill, Rows};
+
+/// Bytes that [`Driver::upload_rows`] stages at a time where a device says nothing else.
+const PIECE: usize = 4096;
 
 /// A device that runs the kernels of `cuda/*.cu`: a GPU through the CUDA driver, or the emulator of the tests.
 ///
@@ -40,6 +45,41 @@ pub trait Driver: Send + Sync + Debug + 'static {
     /// What the device can do.
     fn limits(&self) -> Limits;
 
+    // --- loading and timing ---
+
+    /// A point in the queue, with its time.
+    type Mark: Send + Sync + Debug;
+
+    /// Writes rows from staging memory that `fill` fills, piece by piece and in order; a piece for which it says stop is
+    /// not written, nor any after it. Page-locked memory where the device has it, so that bytes go straight from where
+    /// they were read to the device, and the next piece is filled meanwhile.
+    fn upload_rows(&self, to: &mut Self::Memory, rows: Rows, fill: &mut Fill<'_>) -> Result<()> {
+        let mut staged = [0; PIECE];
+        for piece in rows.pieces(PIECE) {
+            let staged = &mut staged[..piece.len()];
+            if fill(piece.from, staged).is_break() {
+                break;
+            }
+            for (i, row) in staged.chunks(piece.to.bytes).enumerate() {
+                self.upload(row, to, piece.to.at + i * piece.to.pitch)?;
+            }
+        }
+        Ok(())
+    }
+    /// Marks the point that the queue has come to.
+    fn mark(&self) -> Result<Self::Mark>;
+    /// The time from one mark to a later one, waiting for that.
+    fn between(&self, start: &Self::Mark, end: &Self::Mark) -> Result<Duration>;
+    /// What the device calls itself.
+    fn name(&self) -> String;
+
+    // Memory.
+
+    /// The device's memory as it is after all queued work; nothing where nobody counts it.
+    fn device_memory(&self) -> Result<Option<DeviceMemory>> {
+        Ok(None)
+    }
+
     // Reading without waiting, and the choice of algorithms.
 
     /// Bytes on their way to the host. Dropped, nobody waits for them.
@@ -53,6 +93,19 @@ pub trait Driver: Send + Sync + Debug + 'static {
     fn tune(&self, on: bool) {
         let _ = on;
     }
+}
+
+/// The memory of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// What the device has.
+    pub total: u64,
+    /// What this process could still take: neither its own nor anybody else's.
+    pub free: u64,
+    /// What this process holds in blocks.
+    pub used: u64,
+    /// The most that it ever held in blocks.
+    pub peak: u64,
 }
 
 /// The numbers of a device that launchers choose by.

@@ -11,7 +11,9 @@ pub enum Error {
     },
     /// A buffer that could not be had.
     #[error(
-        "Not enough device memory: {bytes} bytes could not be allocated, {free} of {total} bytes are free"
+        "Not enough device memory: {} could not be allocated; of {} this process holds {}, the driver and other \
+         programs {}, and {} are free",
+        size(*bytes), size(*total), size(*held), size(total.saturating_sub(held + free)), size(*free)
     )]
     OutOfMemory {
         /// Bytes asked for.
@@ -20,6 +22,8 @@ pub enum Error {
         free: usize,
         /// Bytes the device has.
         total: usize,
+        /// Bytes of it that this process has allocated, or holds to allocate from.
+        held: usize,
     },
     /// No usable driver, library or device on this machine.
     #[error("No CUDA device can be used: {reason}. {hint}")]
@@ -29,12 +33,20 @@ pub enum Error {
         /// What to do about it.
         hint: String,
     },
-    /// A driver or library call that failed.
-    #[error("{call} failed: {text}")]
+    /// The device failed in its work, or is gone: no later call of this process will be answered any better.
+    #[error("The GPU failed: {call} reported {text}; this process cannot use it any more")]
     Device {
-        /// The call.
+        /// The call that told of it, which need not be the one that met it.
         call: String,
         /// The device's own words, and its error code.
+        text: String,
+    },
+    /// A call that the driver or a library refused as such: a bug of the caller, never of the user.
+    #[error("{call} failed: {text}")]
+    Refused {
+        /// The call.
+        call: String,
+        /// What is wrong with it.
         text: String,
     },
     /// The emulator saw a kernel do what no kernel may do.
@@ -53,6 +65,15 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     pub(crate) fn shape(op: &'static str, detail: impl Into<String>) -> Self {
         Self::Shape { op, detail: detail.into() }
+    }
+}
+
+/// A number of bytes for people.
+pub(crate) fn size(bytes: usize) -> String {
+    match bytes as f64 {
+        gigabytes if gigabytes >= 1e9 => format!("{:.2} GB", gigabytes / 1e9),
+        megabytes if megabytes >= 1e6 => format!("{:.1} MB", megabytes / 1e6),
+        _ => format!("{bytes} bytes"),
     }
 }
 

@@ -7,6 +7,7 @@ use half::bf16;
 
 use super::driver::{Arg, Driver};
 use super::error::{Result, expect};
+use super::pieces::{Fill, Rows};
 
 /// A value that device memory can hold.
 pub trait Element: Copy + Send + Sync + 'static + bytemuck::Pod {
@@ -217,6 +218,18 @@ impl<'a, D: Driver, T: Element> ViewMut<'a, D, T> {
     /// The address of the first element.
     pub(crate) fn arg(&self, d: &D) -> Arg {
         self.slice.arg(d, self.at)
+    }
+
+    /// Writes the matrix from staging memory that `fill` fills; see [`Driver::upload_rows`].
+    pub fn fill_with(self, d: &D, fill: &mut Fill<'_>) -> Result<()> {
+        self.check("fill_with", "out", 1)?;
+        if self.rows == 0 || self.cols == 0 {
+            return Ok(());
+        }
+        let size = size_of::<T>();
+        let rows =
+            Rows { at: self.at * size, rows: self.rows, bytes: self.cols * size, pitch: self.ld * size };
+        d.upload_rows(&mut self.slice.memory, rows, fill)
     }
 }
 

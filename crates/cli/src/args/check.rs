@@ -8,6 +8,7 @@ use tunesmith_data::{OverLong, TemplateChoice};
 
 use super::data::FormatArg;
 use crate::args::{HubArgs, Overrides};
+use crate::cards::Card;
 
 /// `tunesmith data check`.
 #[derive(Debug, Args)]
@@ -97,8 +98,32 @@ pub(crate) struct QuoteArgs {
     pub(crate) json: bool,
 }
 
+/// `tunesmith plan`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tunesmith plan job.toml --card \"RTX 4090\"
+  tunesmith plan job.toml --memory-limit 24GiB
+  tunesmith plan job.toml --device cuda:0 --json
+
+It reads the rows, for their lengths, and neither weights nor, with --card or --memory-limit, a GPU: a limit without a device
+is that of a GPU. Exit code 69 says that nothing fits, and what would have to change.")]
+pub(crate) struct PlanArgs {
+    /// The job file (TOML)
+    #[arg(value_name = "JOB.toml")]
+    pub(crate) job: PathBuf,
+    /// What overrides the file.
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+    /// Plan for a card that need not be here, such as \"RTX 4090\" or H200
+    #[arg(long, value_name = "NAME", value_parser = Card::find, conflicts_with_all = ["memory_limit", "device"])]
+    pub(crate) card: Option<&'static Card>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// A value by the word that job files have for it.
-fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(super) fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let error = match serde_json::from_value(serde_json::Value::String(text.to_owned())) {
         Ok(value) => return Ok(value),
         Err(error) => error.to_string(),

@@ -18,7 +18,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let source = Source::locate(&args.base, args.hub.revision.as_deref(), args.hub.offline, &current_dir()?)?;
     let cancel = interrupt::install("stopping")?;
     let request = engine::GenerateRequest {
-        device: args.device.clone(),
+        device: engine::resolve_device(&args.device, args.json)?,
         source,
         adapter: args.adapter.clone(),
         input,

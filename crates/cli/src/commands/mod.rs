@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+pub(crate) mod bench;
 pub(crate) mod config;
 pub(crate) mod data;
 pub(crate) mod data_check;
@@ -8,7 +9,9 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod jobs;
 mod mask;
+pub(crate) mod plan;
 pub(crate) mod quote;
+pub(crate) mod selftest;
 pub(crate) mod serve;
 pub(crate) mod train;
 mod watch;
@@ -50,6 +53,9 @@ fn load_over(
     }
     if let Some(device) = &overrides.device {
         flag("device", "--device", json!(device));
+    }
+    if let Some(limit) = overrides.memory_limit {
+        flag("train.memory_limit", "--memory-limit", json!(limit));
     }
     Ok(spec::load_over(job, &overrides.set, &flags, &current_dir()?)?)
 }

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use crate::args::QuoteArgs;
 use crate::commands::{load, train::preflight};
+use crate::energy::watt_hours;
 use crate::engine::{self, Stop};
 use crate::error::CliError;
 use crate::progress::{clock, thousands};
 use crate::quote::Quote;
 use crate::{interrupt, out};
+
+pub(super) use tunesmith_train::plan::rounded as bytes;
 
 /// Says what a job will take.
 pub(crate) fn run(args: &QuoteArgs) -> Result<(), CliError> {
@@ -18,6 +21,9 @@ pub(crate) fn run(args: &QuoteArgs) -> Result<(), CliError> {
     spec.output = None;
     preflight(&spec)?;
     let stop = interrupt::install_stop("stopping", Stop::Cancel, 130)?;
+    if !args.no_measure {
+        spec.device = engine::resolve_device(&spec.device, args.json)?;
+    }
     let measure = (!args.no_measure).then(|| Duration::from_secs(u64::from(args.measure_seconds)));
     let mut quote = engine::quote(&spec, measure, &stop, args.json)?;
     quote.costs = quote.costs.priced(args.price_per_million);
@@ -60,12 +66,17 @@ fn text(quote: &Quote) -> String {
                 ),
             );
             let energy = match (estimate.joules, &measured.joules_unknown) {
-                (Some(joules), _) => format!("about {:.1} Wh of the CPU", joules / 3600.0),
+                (Some(joules), why) => {
+                    format!("about {}", watt_hours(joules, &measured.joules_of, why.as_deref()))
+                }
                 (None, why) => format!("unknown: {}", why.as_deref().unwrap_or("not measured")),
             };
             say("energy", energy);
             let memory = measured.peak_bytes.map_or("unknown: the system does not tell".to_owned(), bytes);
             say("memory", format!("{memory} at the peak, on the host"));
+            if let Some(device) = measured.device_peak_bytes {
+                say("device memory", format!("{} at the peak", bytes(device)));
+            }
         }
         _ => {
             for what in ["time", "energy", "memory"] {
@@ -86,16 +97,4 @@ fn text(quote: &Quote) -> String {
 /// `1 row`, `2,000 rows`.
 pub(super) fn count_rows(n: usize) -> String {
     format!("{} {}", thousands(n), if n == 1 { "row" } else { "rows" })
-}
-
-/// `1234567` as `1.2 MiB`.
-pub(super) fn bytes(n: u64) -> String {
-    let (mut value, mut unit) = (n as f64, "B");
-    for larger in ["KiB", "MiB", "GiB", "TiB"] {
-        if value < 1024.0 {
-            break;
-        }
-        (value, unit) = (value / 1024.0, larger);
-    }
-    if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
 }

@@ -11,6 +11,7 @@ use crate::commands::deliver::{deliver, refuse_existing};
 use crate::commands::jobs::Booking;
 use crate::commands::watch::watched;
 use crate::commands::{generate::missing, load, serve};
+use crate::energy::watt_hours;
 use crate::engine::{self, Run, Stop};
 use crate::error::CliError;
 use crate::progress::thousands;
@@ -36,8 +37,10 @@ impl From<CliError> for Failed {
 
 /// Runs a job. Its directory holds spec, events and, whatever happens, a result.
 pub(crate) fn run(args: &TrainArgs) -> Result<(), Failed> {
-    let spec = load(&args.job, &args.overrides)?.spec;
+    let mut spec = load(&args.job, &args.overrides)?.spec;
     preflight(&spec)?;
+    // The job's spec, row and lease name the device that it runs on.
+    spec.device = engine::resolve_device(&spec.device, args.quiet)?;
     let resolved = serde_json::to_value(&spec).map_err(|e| CliError::Internal(e.to_string()))?;
     let home = jobdir::home().map_err(CliError::from)?;
     let mut booking = Booking::open(&home)?;
@@ -214,7 +217,8 @@ pub(super) fn report(result: &JobResult) -> Result<(), CliError> {
         out::line(&format!("price: {price:.4} for {tokens} tokens ({per_million} a million)"))?;
     }
     if let Some(joules) = result.joules {
-        out::line(&format!("energy: {:.1} Wh of the CPU", joules / 3600.0))?;
+        let energy = watt_hours(joules, &result.joules_of, result.joules_unknown.as_deref());
+        out::line(&format!("energy: {energy}"))?;
     }
     match &result.adapter {
         Some(path) => out::line(&format!("adapter: {}", path.display())),

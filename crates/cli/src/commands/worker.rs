@@ -82,6 +82,10 @@ fn work(run: &mut Run<'_>, stage: Stage) -> Result<(), CliError> {
         Stage::Prepare if run.job.read_manifest::<Value>()?.is_some() => Ok(()),
         Stage::Prepare => engine::prepare(run).map(drop),
         Stage::Train => {
+            if run.spec.device == "auto" {
+                // A job of an earlier version, whose device the supervisor chose.
+                engine::trust_device(&run.device, false)?;
+            }
             let ready = engine::thaw(run)?;
             engine::train(run, &ready)?;
             run.result.adapter = Some(run.job.adapter());

@@ -33,12 +33,30 @@ impl Base {
         template: TemplateChoice,
         progress: &mut Progress,
     ) -> Result<Self, CliError> {
+        Self::open_part(source, template, progress, false)
+    }
+
+    /// As [`Base::open`]; the weights need not be there, and are not downloaded.
+    pub(super) fn open_without_weights(
+        source: &Source,
+        template: TemplateChoice,
+        progress: &mut Progress,
+    ) -> Result<Self, CliError> {
+        Self::open_part(source, template, progress, true)
+    }
+
+    fn open_part(
+        source: &Source,
+        template: TemplateChoice,
+        progress: &mut Progress,
+        without_weights: bool,
+    ) -> Result<Self, CliError> {
         let dir = match source {
             Source::Dir(dir) => dir.clone(),
             Source::Repo { id, revision, offline } => {
                 let from_env = HubOptions::from_env();
                 let offline = *offline || from_env.offline;
-                let options = HubOptions { revision: revision.clone(), offline, ..from_env };
+                let options = HubOptions { revision: revision.clone(), offline, without_weights, ..from_env };
                 hub::resolve(id, &options, &mut |d| progress.download(d.file, d.done, d.total))?
             }
         };

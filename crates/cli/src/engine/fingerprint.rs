@@ -22,15 +22,15 @@ const FILES: [&str; 6] = [
     "chat_template.jinja",
 ];
 
-/// The digest of a run whose rows are frozen: settings, rows, base model. Where the model lies, on which device it is
-/// trained and how often it is saved are no part of it. Weights count by name and size: reading them all would take as
+/// The digest of a run whose rows are frozen: settings, rows, base model. Where the model lies, on which device and in
+/// how much memory it is trained and how often it is saved are no part of it. Weights count by name and size: reading them all would take as
 /// long as loading them.
 pub(super) fn of(run: &Run<'_>, base: &Base) -> Result<String, CliError> {
     let spec = run.spec;
     let json = |value: serde_json::Result<Value>| value.map_err(|e| CliError::Internal(e.to_string()));
     let mut train = json(serde_json::to_value(&spec.train))?;
     if let Some(keys) = train.as_object_mut() {
-        keys.retain(|key, _| !key.starts_with("save_"));
+        keys.retain(|key, _| !key.starts_with("save_") && key != "memory_limit");
     }
     let manifest = run.job.read_manifest::<DataReport>()?;
     let digest = |file: &tunesmith_jobs::dir::FrozenFile| json!([file.sha256, file.places.sha256, file.rows]);

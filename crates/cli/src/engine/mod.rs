@@ -1,16 +1,20 @@
 //! Where the commands meet the engine: models, data, training and generation.
 
 mod alike;
+mod auto;
 mod base;
+pub mod bench;
 mod check;
 mod data;
 mod device;
 mod fingerprint;
 mod frozen;
 mod generate;
+mod plan;
 mod preview;
 mod quote;
 mod saving;
+mod selftest;
 mod source;
 mod stop;
 mod train;
@@ -26,11 +30,14 @@ use crate::progress::Progress;
 use crate::spec::{JobSpec, is_repo_id};
 use tunesmith_jobs::dir::{EventLog, JobDir, JobResult};
 
+pub use auto::{resolve as resolve_device, trust as trust_device};
 pub(crate) use base::TEMPLATE_HELPER;
 pub use check::{CheckRequest, Checked, check};
-pub use device::{all as devices, check as check_device, resolve as resolve_device};
+pub use device::{Gpu, all as devices, check as check_device};
 pub use generate::generate;
+pub use plan::{LayerRange, Planned, Report, Target, plan_job};
 pub use quote::quote;
+pub use selftest::{Facts, SelftestReport, device_to_test, selftest};
 pub(crate) use source::{absolute, is_plain_path, tables_path};
 pub use stop::{Stop, StopFlag};
 pub use train::{Ready, prepare, thaw, train};
@@ -44,7 +51,7 @@ pub struct Run<'a> {
     pub job: &'a JobDir,
     /// Turns when the run should stop, at the next micro-batch, row or token.
     pub stop: &'a StopFlag,
-    /// Where to compute: `cpu`, `auto` or `cuda:N`. The spec's word, unless somebody chose for it.
+    /// Where to compute: `cpu` or `cuda:N`. The spec's word, unless somebody chose for it.
     pub device: String,
     /// Micro-batches are made this many times smaller than usual.
     pub micro_batch_divisor: usize,
@@ -159,6 +166,15 @@ impl<'a> Run<'a> {
     }
 }
 
+/// A directory that goes away, for a job that is only looked at.
+fn scratch(prefix: &str) -> Result<tempfile::TempDir, CliError> {
+    tempfile::Builder::new().prefix(prefix).tempdir().map_err(|source| CliError::Io {
+        action: "create a directory in",
+        path: std::env::temp_dir(),
+        source,
+    })
+}
+
 /// Where a base model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -224,7 +240,7 @@ pub enum Input {
 /// What `generate` is told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
-    /// Where to compute: `cpu`, `auto` or `cuda:N`.
+    /// Where to compute: `cpu` or `cuda:N`.
     pub device: String,
     /// The base model.
     pub source: Source,

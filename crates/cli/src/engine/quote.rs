@@ -12,8 +12,9 @@ use tunesmith_train::{EpochPlan, Trainer, epoch_order};
 use super::base::Base;
 use super::data::{self, Parts};
 use super::device::{self, Work};
+use super::plan::Memory;
 use super::{Run, Source, StopFlag};
-use crate::energy::{self, Energy};
+use crate::energy::{self, Meter};
 use crate::error::CliError;
 use crate::quote::{Costs, Disk, Estimate, Measured, Plan, Quote};
 use crate::spec::JobSpec;
@@ -33,9 +34,7 @@ pub fn quote(
     stop: &StopFlag,
     quiet: bool,
 ) -> Result<Quote, CliError> {
-    let home = tempfile::Builder::new().prefix("tunesmith-quote").tempdir().map_err(|source| {
-        CliError::Io { action: "create a directory in", path: std::env::temp_dir(), source }
-    })?;
+    let home = super::scratch("tunesmith-quote")?;
     let job = JobDir::create(home.path())?;
     let result = JobResult::new(job.id(), "", Status::Error, job.path().into());
     let mut run = Run::new(spec, &job, stop, quiet, result);
@@ -106,10 +105,10 @@ impl Work for Measuring<'_, '_> {
         let Self { run, base, parts, time } = self;
         let spec = run.spec;
         let started = Instant::now();
+        let memory = Memory::plan(run, base, parts, &kernels)?;
         let mut decoder = base.load(kernels, Some(&spec.lora), &mut run.progress)?;
         decoder.initialize(spec.train.seed)?;
-        let dropout = spec.lora.lora_dropout as f32;
-        let mut trainer = Trainer::for_lengths(decoder, &spec.train, dropout, parts.lengths())?;
+        let mut trainer = memory.trainer(run, decoder)?;
         let load_seconds = started.elapsed().as_secs_f64();
 
         run.progress.note(&format!("taking steps for {} s", time.as_secs()));
@@ -119,7 +118,7 @@ impl Work for Measuring<'_, '_> {
         step(&mut trainer, &parts.train, warm_up)?;
         // A job of a single batch is measured on that.
         let rest = if batches.len() == 0 { vec![warm_up] } else { batches.collect() };
-        let energy = Energy::start();
+        let meter = Meter::start(device::energy_counter(&spec.device));
         let started = Instant::now();
         let (mut steps, mut tokens) = (0, 0);
         for batch in rest {
@@ -131,8 +130,9 @@ impl Work for Measuring<'_, '_> {
             }
         }
         let seconds = started.elapsed().as_secs_f64();
-        let (joules, joules_unknown) = energy::joules_of(&spec.device, energy);
+        let spent = meter.spent();
         let (evaluated_tokens, evaluation_seconds) = evaluate(run, &mut trainer, parts, time)?;
+        let device = trainer.decoder().kernels().memory().map_err(tunesmith_train::Error::from)?;
         Ok(Measured {
             steps,
             tokens,
@@ -140,9 +140,11 @@ impl Work for Measuring<'_, '_> {
             evaluated_tokens,
             evaluation_seconds,
             load_seconds,
-            joules,
-            joules_unknown,
+            joules: spent.joules,
+            joules_of: spent.of,
+            joules_unknown: spent.unknown,
             peak_bytes: energy::peak_bytes(),
+            device_peak_bytes: device.map(|memory| memory.peak),
         })
     }
 }

@@ -14,9 +14,10 @@ use tunesmith_train::{
 use super::base::Base;
 use super::data::{self, Parts};
 use super::device::{self, Work};
+use super::plan::Memory;
 use super::saving::Saver;
 use super::{Run, Source, fingerprint, frozen, preview};
-use crate::energy::{self, Energy};
+use crate::energy::{self, Meter, Spent};
 use crate::error::CliError;
 
 /// A run that can be trained: its base model found, its rows read and frozen.
@@ -86,6 +87,8 @@ impl Work for Training<'_, '_> {
         let Self { run, base, parts } = self;
         let spec = run.spec;
         run.phase("loading")?;
+        // Before any weight is read: what cannot fit is refused.
+        let memory = Memory::plan(run, base, parts, &kernels)?;
         let fingerprint = fingerprint::of(run, base)?;
         let mut decoder = base.load(kernels, Some(&spec.lora), &mut run.progress)?;
         decoder.initialize(spec.train.seed)?;
@@ -97,20 +100,28 @@ impl Work for Training<'_, '_> {
         // As long as the model knows nothing yet.
         preview::before(run, &mut decoder, &base.encoder, &parts.previews, &fingerprint)?;
 
-        let trainer = trainer(run, decoder, parts)?;
+        let trainer = memory.trainer(run, decoder)?;
+        #[cfg(debug_assertions)]
+        fake_oom(&trainer)?;
         let mut saver = Saver::new(run, Adapter { config: peft_config(run), layout }, &found)?;
         let resume = found.newest.map(|(_, snapshot)| snapshot);
         if let Some(snapshot) = &resume {
             run.know(&snapshot.state);
         }
-        let (resumed, energy) = (resume.is_some(), Energy::start());
+        let (resumed, meter) = (resume.is_some(), Meter::start(device::energy_counter(&run.device)));
         let stepped = steps(run, &mut saver, trainer, parts, &fingerprint, resume);
-        (run.result.joules, run.result.joules_unknown) = match energy::joules_of(&spec.device, energy) {
-            (Some(_), _) if resumed => (None, Some("the run was cut in pieces".to_owned())),
-            measured => measured,
+        let spent = match meter.spent() {
+            Spent { joules: Some(_), .. } if resumed => Spent::unknown("the run was cut in pieces"),
+            spent => spent,
         };
+        let result = &mut run.result;
+        (result.joules, result.joules_of, result.joules_unknown) = (spent.joules, spent.of, spent.unknown);
         let (trainer, summary) = stepped?;
-        run.log(&json!({ "type": "memory", "data": { "peak_bytes": energy::peak_bytes() } }))?;
+        let device = trainer.decoder().kernels().memory().map_err(engine::Error::from)?;
+        run.result.peak_bytes = energy::peak_bytes();
+        run.result.device_peak_bytes = device.map(|memory| memory.peak);
+        let (host, device) = (run.result.peak_bytes, run.result.device_peak_bytes);
+        run.log(&json!({ "type": "memory", "data": { "peak_bytes": host, "device_peak_bytes": device } }))?;
 
         run.phase("saving")?;
         failpoint::hit("worker:before_adapter");
@@ -120,28 +131,16 @@ impl Work for Training<'_, '_> {
     }
 }
 
-/// The trainer of a run, with room for its micro-batches.
-fn trainer<K: Kernels>(run: &Run<'_>, decoder: Decoder<K>, parts: &Parts) -> Result<Trainer<K>, CliError> {
-    let spec = run.spec;
-    let dropout = spec.lora.lora_dropout as f32;
-    #[cfg(debug_assertions)]
-    let bytes_per_token = decoder.config().hidden_size * 4;
-    let divisor = run.micro_batch_divisor;
-    let trainer = Trainer::with_divisor(decoder, &spec.train, dropout, parts.lengths(), divisor)?;
-    #[cfg(debug_assertions)]
-    fake_oom(trainer.capacity(), bytes_per_token)?;
-    Ok(trainer)
-}
-
 /// In debug builds: `TUNESMITH_FAKE_OOM_ABOVE=<tokens>` makes micro-batches of more tokens fail as a device does that
 /// has no more memory.
 #[cfg(debug_assertions)]
-fn fake_oom(tokens: usize, bytes_per_token: usize) -> Result<(), CliError> {
+fn fake_oom<K: Kernels>(trainer: &Trainer<K>) -> Result<(), CliError> {
+    let (tokens, bytes_per_token) = (trainer.capacity(), trainer.decoder().config().hidden_size * 4);
     let limit = std::env::var("TUNESMITH_FAKE_OOM_ABOVE").ok().and_then(|text| text.parse::<usize>().ok());
     match limit {
         Some(limit) if tokens > limit => {
             let (bytes, free) = (tokens * bytes_per_token, limit * bytes_per_token);
-            let full = tunesmith_ops::DeviceError::OutOfMemory { bytes, free, total: free };
+            let full = tunesmith_ops::DeviceError::OutOfMemory { bytes, free, total: free, held: 0 };
             Err(engine::Error::from(tunesmith_ops::Error::from(full)).into())
         }
         _ => Ok(()),

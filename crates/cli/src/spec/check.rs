@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 use tunesmith_model::peft::Linear;
+use tunesmith_train::plan::Bytes;
 
 use super::keys::{Key, Kind};
 use super::load::{Origin, Values};
@@ -32,6 +33,7 @@ pub(super) fn value(key: &Key, given: &Value) -> Result<Value, String> {
         },
         Kind::Choice(choices) => choice(choices, given),
         Kind::Device => device(given),
+        Kind::Bytes => bytes(given),
         Kind::Targets => match given {
             Value::String(s) if s == "all-linear" => Ok(given.clone()),
             Value::String(s) => {
@@ -83,6 +85,19 @@ fn choice(choices: &[&str], given: &Value) -> Result<Value, String> {
     match given {
         Value::String(s) if choices.contains(&s.as_str()) => Ok(given.clone()),
         _ => Err(expected(&format!("one of {}", quoted.join(", ")), given)),
+    }
+}
+
+fn bytes(given: &Value) -> Result<Value, String> {
+    match given {
+        Value::String(s) if s.trim().is_empty() => Ok(Value::Null),
+        Value::String(s) => s.parse::<Bytes>().map(|bytes| Value::from(bytes.to_string())),
+        // As a text, so that it is written back as one whichever it was.
+        Value::Number(n) => match n.as_u64() {
+            Some(bytes) if bytes > 0 => Ok(Value::from(Bytes(bytes).to_string())),
+            _ => Err(format!("must be at least 1, found {n}")),
+        },
+        _ => Err(expected("bytes, such as \"24GiB\" or a plain number", given)),
     }
 }
 

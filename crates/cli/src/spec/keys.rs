@@ -30,6 +30,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// `"cpu"`, `"auto"` or `"cuda:N"`.
     Device,
+    /// Bytes: an integer of at least 1, or a text such as `"24GiB"`; an empty one for nothing given.
+    Bytes,
     /// `"all-linear"` or a list of module names.
     Targets,
     /// A list of module names.
@@ -137,7 +139,8 @@ pub const KEYS: &[Key] = &[
     key(
         "device",
         Kind::Device,
-        "Where to compute: `cpu`, `cuda:N` for a GPU (builds with CUDA), or `auto`, which is the CPU for now.",
+        "Where to compute: `cpu`, `cuda:N` for a GPU (builds with CUDA), or `auto`: the first GPU once a selftest was \
+         passed on it, and the CPU where there is none.",
     ),
     key("output", Kind::Text, "Directory to copy the finished adapter to; it must not exist."),
     required(
@@ -232,7 +235,8 @@ pub const KEYS: &[Key] = &[
     key(
         "train.micro_batch_size",
         COUNT_OR_NONE,
-        "Examples per forward and backward; 0 means the whole batch. Bounds memory, does not change the result.",
+        "Examples per forward and backward; 0 leaves it to the engine: 2,048 tokens on the CPU, and on a GPU as many as its \
+         memory is good for. Bounds memory, does not change the result.",
     ),
     key("train.learning_rate", POSITIVE, "Peak learning rate."),
     key(
@@ -264,8 +268,15 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "train.recompute",
-        Kind::Choice(&["none", "mlp", "min2", "min"]),
-        "What each layer computes again in the backward pass instead of keeping it: less memory, same result.",
+        Kind::Choice(&["auto", "none", "mlp", "min2", "min"]),
+        "What each layer computes again in the backward pass instead of keeping it: less memory, same result. `auto` \
+         chooses for each layer by the memory there is; on the CPU it is `none` unless `train.memory_limit` is given.",
+    ),
+    key(
+        "train.memory_limit",
+        Kind::Bytes,
+        "Most memory to take on the device, such as \"24GiB\", of what is free there; all of that when absent. On the CPU: \
+         what model, adapter and activations may take together. `tunesmith plan` says what fits.",
     ),
     key(
         "train.save_steps",
@@ -302,6 +313,7 @@ const FOREIGN: &[(&str, &str)] = &[
     ("lr_scheduler", "train.lr_scheduler_type"),
     ("max_norm", "train.max_grad_norm"),
     ("gradient_checkpointing", "train.recompute"),
+    ("max_memory", "train.memory_limit"),
     ("rank", "lora.r"),
     ("lora_r", "lora.r"),
     ("alpha", "lora.lora_alpha"),

@@ -62,6 +62,10 @@ fn property(key: &Key) -> Value {
         Kind::AutoOrInt { min, max } => json!({ "anyOf": [{ "const": "auto" }, integer(min, max)] }),
         Kind::Choice(choices) => json!({ "enum": choices }),
         Kind::Device => json!({ "type": "string", "pattern": "^(cpu|auto|cuda:[0-9]+)$" }),
+        Kind::Bytes => json!({ "anyOf": [
+            { "type": "integer", "minimum": 1 },
+            { "type": "string", "pattern": "^( *[0-9]+(\\.[0-9]+)? *([KMGTkmgt][iI]?[bB])? *)?$" },
+        ] }),
         Kind::Targets => {
             let mut list = modules();
             list["minItems"] = json!(1);

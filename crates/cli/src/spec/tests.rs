@@ -100,6 +100,7 @@ fn samples() -> Vec<(&'static str, &'static str, Value)> {
         ("train.seed", "11", json!(11)),
         ("train.evals_per_epoch", "2", json!(2)),
         ("train.recompute", "min2", json!("min2")),
+        ("train.memory_limit", "2048MiB", json!("2GiB")),
         ("train.save_steps", "50", json!(50)),
         ("train.save_minutes", "0.5", json!(0.5)),
         ("train.save_total_limit", "0", json!(0)),

@@ -96,12 +96,21 @@ pub struct JobResult {
     /// What `tokens` cost at that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<f64>,
-    /// Energy of the CPU packages during steps and evaluations, in joules, of everything that ran on the machine then.
+    /// Energy during steps and evaluations, in joules, of everything that ran on the machine then.
     #[serde(default)]
     pub joules: Option<f64>,
-    /// Why the energy is not known; absent too when no training began.
+    /// Whose that is: `cpu` (its packages), `gpu` (the whole card).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joules_of: Vec<String>,
+    /// Why the energy, or a part of it, is not known; absent too when no training began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joules_unknown: Option<String>,
+    /// Most memory that the process took on the host, in bytes.
+    #[serde(default)]
+    pub peak_bytes: Option<u64>,
+    /// Most memory that the run took on its device, where that has memory of its own.
+    #[serde(default)]
+    pub device_peak_bytes: Option<u64>,
     /// Loss of the last epoch's steps, weighted by their trained tokens; of the last step when it did not finish.
     pub train_loss: Option<f64>,
     /// Loss on the held-out rows before the first step.
@@ -139,7 +148,10 @@ impl JobResult {
             price_per_million: None,
             price: None,
             joules: None,
+            joules_of: Vec::new(),
             joules_unknown: None,
+            peak_bytes: None,
+            device_peak_bytes: None,
             train_loss: None,
             initial_validation_loss: None,
             validation_loss: None,

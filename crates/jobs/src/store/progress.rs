@@ -49,6 +49,8 @@ pub struct Progress {
     pub stop_reason: Option<String>,
     /// Peak memory of the worker in bytes.
     pub peak_bytes: Option<u64>,
+    /// And of its device, where that has memory of its own.
+    pub device_peak_bytes: Option<u64>,
 }
 
 /// Weight of the newest step in the moving averages.
@@ -100,7 +102,10 @@ impl Progress {
                 self.last_warning = text("message");
             }
             "stopped" => self.stop_reason = text("reason"),
-            "memory" => self.peak_bytes = count("peak_bytes"),
+            "memory" => {
+                self.peak_bytes = count("peak_bytes");
+                self.device_peak_bytes = count("device_peak_bytes");
+            }
             _ => {}
         }
     }

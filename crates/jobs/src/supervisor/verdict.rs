@@ -7,7 +7,8 @@
 //! | cancelling is wanted | `cancelled` |
 //! | it was never seen to start | again, nothing counted |
 //! | memory ran out | once more with micro-batches half as large, then `failed` |
-//! | the device failed or is not there | again after 10 s, 60 s, then every 300 s |
+//! | the device is not there or not to be had | again after 10 s, 60 s, then every 300 s |
+//! | the device failed in the work (`device_failed`) | the same; `failed` after three without a newer checkpoint |
 //! | the disk is full | `paused` |
 //! | checkpointed (75) | `paused` or again, by what is wanted |
 //! | anything else: a signal, another I/O error, no sign of life | again; `failed` after three without a newer checkpoint |
@@ -118,6 +119,10 @@ pub fn judge(ended: &Ended<'_>) -> Verdict {
     let told = ended.failure;
     match (told.map(|failure| failure.class.as_str()), ended.exit) {
         (Some("memory"), _) => ended.memory(told),
+        (Some("device"), _) if told.is_some_and(|failure| failure.code == "device_failed") => {
+            // A card that falls off its bus is missing the next time, and a kernel that is wrong fails there again.
+            ended.lost("failed")
+        }
         (Some("device"), _) | (None, Exit::Code(69)) => ended.device(told),
         (Some("io"), _) if told.is_some_and(|failure| failure.code == "disk_full") => ended.disk_full(told),
         (Some(_), _) => ended.lost("failed"),
@@ -237,7 +242,7 @@ impl Ended<'_> {
                 ..self.verdict(State::Failed, None)
             };
         }
-        if self.failure.is_some_and(|failure| failure.class == "io") {
+        if self.failure.is_some_and(|failure| matches!(failure.class.as_str(), "io" | "device")) {
             return self.later(stalls, &why);
         }
         let from = match (self.stage, self.checkpoint) {

@@ -75,15 +75,22 @@ impl<K: Kernels> LoraGroup<K> {
         self.outputs + self.ranks
     }
 
+    /// The augmented matrix, flat.
+    #[cfg(test)]
+    pub(super) fn buffer(&self) -> &K::Buf {
+        &self.weights
+    }
+
     fn all(&self) -> Mat<'_, K::Buf> {
         Mat::new(&self.weights, self.outputs + self.ranks, self.input_ld(), self.input_ld())
     }
 
-    /// `[out, in]` of the linear that starts at output row `row`.
-    pub(super) fn write_weight(&mut self, k: &K, row: usize, out: usize, values: &[f32]) -> Result<()> {
+    /// Where the frozen weight of `out` rows from `row` belongs, `[out, in]`.
+    pub(super) fn weight_mut(&mut self, row: usize, out: usize) -> MatMut<'_, K::Buf> {
         let (ld, inputs) = (self.input_ld(), self.inputs);
-        let all = MatMut::new(&mut self.weights, self.outputs + self.ranks, ld, ld);
-        Ok(k.write(values, all.rows(row..row + out).columns(0..inputs))?)
+        MatMut::new(&mut self.weights, self.outputs + self.ranks, ld, ld)
+            .rows(row..row + out)
+            .columns(0..inputs)
     }
 
     /// The frozen weight of `out` rows from `row`, `[out, in]`.

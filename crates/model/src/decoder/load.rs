@@ -1,6 +1,6 @@
-//! Weights from a checkpoint into the augmented matrices.
+//! Weights from a checkpoint, or from chance, into the augmented matrices.
 
-use tunesmith_ops::{Kernels, MatMut, RopeTable};
+use tunesmith_ops::{FillKey, Kernels, MatMut, RopeTable};
 
 use super::Decoder;
 use super::block::Block;
@@ -10,68 +10,134 @@ use crate::error::{Error, Result};
 use crate::peft::{self, Linear, LoadedTensor, LoraConfig};
 use crate::{Checkpoint, ModelConfig};
 
+/// Where the frozen weights of a [`Decoder`] come from.
+#[derive(Debug, Clone, Copy)]
+pub enum WeightSource<'a> {
+    /// The tensors of a model directory.
+    Checkpoint(&'a Checkpoint),
+    /// Chance, on the device itself: matrices of symmetric random values, norms of ones. The same seed gives the same
+    /// values on every device, up to the rounding to its storage type.
+    Random {
+        /// Seed of all tensors.
+        seed: u64,
+        /// Standard deviation of every matrix.
+        std: f32,
+    },
+}
+
+impl<'a> From<&'a Checkpoint> for WeightSource<'a> {
+    fn from(checkpoint: &'a Checkpoint) -> Self {
+        Self::Checkpoint(checkpoint)
+    }
+}
+
+/// Brings one tensor after another to where it belongs.
+struct Loader<'a, K> {
+    k: &'a K,
+    source: WeightSource<'a>,
+    /// Tensors so far: names the random values of the next.
+    tensors: u32,
+    done: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl<K: Kernels> Loader<'_, K> {
+    /// A tensor of shape `shape` into its place, which has as many values.
+    fn load(&mut self, name: &str, shape: &[usize], out: MatMut<'_, K::Buf>) -> Result<()> {
+        let (k, total, progress) = (self.k, self.total, &mut self.progress);
+        let done = &mut self.done;
+        let mut told = |bytes: usize| {
+            *done += bytes as u64;
+            progress(*done, total);
+        };
+        let tensor = self.tensors;
+        self.tensors += 1;
+        match self.source {
+            WeightSource::Checkpoint(checkpoint) => checkpoint.load(name, shape, k, out, &mut told),
+            WeightSource::Random { seed, std } => {
+                let count = out.rows * out.cols;
+                match shape {
+                    [_] => k.write(&vec![1.0; count], out)?,
+                    _ => k.fill_random(FillKey { seed, tensor }, std, out)?,
+                }
+                told(count * RANDOM_BYTES);
+                Ok(())
+            }
+        }
+    }
+
+    /// A tensor in a buffer of its own.
+    fn buffer(&mut self, name: &str, shape: &[usize]) -> Result<K::Buf> {
+        let (rows, cols) = match *shape {
+            [rows, cols] => (rows, cols),
+            _ => (1, shape.iter().product()),
+        };
+        let mut buf = self.k.zeros(rows * cols)?;
+        self.load(name, shape, MatMut::new(&mut buf, rows, cols, cols))?;
+        Ok(buf)
+    }
+}
+
+/// What a random value counts as, in bytes.
+const RANDOM_BYTES: usize = 2;
+
 impl<K: Kernels> Decoder<K> {
     /// Loads the base model, with room for the LoRA updates of `lora` (all zero until
     /// [`Decoder::initialize`] or [`Decoder::set_adapter`]).
     ///
-    /// `progress` is told the number of tensors read and of all tensors.
+    /// `progress` is told the bytes done and of all tensors, as they are stored, several times for a large tensor.
     ///
     /// # Errors
     /// A missing, unexpected, mis-shaped or non-finite tensor, each named; settings of `lora` that match nothing;
     /// not enough memory.
-    pub fn load(
+    pub fn load<'a>(
         kernels: K,
         config: ModelConfig,
-        checkpoint: &Checkpoint,
+        weights: impl Into<WeightSource<'a>>,
         lora: Option<&LoraConfig>,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        let shapes = config.tensor_shapes();
-        checkpoint.check_names(&shapes)?;
+        let source = weights.into();
+        let total = match source {
+            WeightSource::Checkpoint(checkpoint) => {
+                let shapes = config.tensor_shapes();
+                checkpoint.check_names(&shapes)?;
+                shapes.iter().map(|(name, shape)| checkpoint.stored_bytes(name, shape)).sum()
+            }
+            WeightSource::Random { .. } => config.parameter_count() * RANDOM_BYTES as u64,
+        };
         let sites = lora.map(|l| l.resolve(config.num_hidden_layers)).transpose()?.unwrap_or_default();
         let layout = AdapterLayout::new(&config, &sites);
-        let k = &kernels;
-        let mut done = 0;
-        let mut read = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
-            let values = checkpoint.read_f32(name, shape)?;
-            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-                return Err(Error::NotFinite { name: name.to_string(), index: at });
-            }
-            done += 1;
-            progress(done, shapes.len());
-            Ok(values)
-        };
-        let (d, vocab) = (config.hidden_size, config.vocab_size);
-        let table_shape = [vocab, d];
-        let embedding = upload(k, &read("model.embed_tokens.weight", &table_shape)?)?;
+        let mut loader = Loader { k: &kernels, source, tensors: 0, done: 0, total, progress };
+        let d = config.hidden_size;
+        let table_shape = [config.vocab_size, d];
+        let embedding = loader.buffer("model.embed_tokens.weight", &table_shape)?;
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let prefix = format!("model.layers.{layer}");
-            let norm1 = upload(k, &read(&format!("{prefix}.input_layernorm.weight"), &[d])?)?;
+            let norm1 = loader.buffer(&format!("{prefix}.input_layernorm.weight"), &[d])?;
             let mut group = |g: Group| -> Result<LoraGroup<K>> {
                 let outputs = g.linears().iter().map(|l| l.shape(&config).0).sum();
                 let inputs = g.linears().first().map_or(0, |l| l.shape(&config).1);
-                let mut out = LoraGroup::new(k, outputs, inputs, layout.group(layer, g))?;
+                let mut out = LoraGroup::new(loader.k, outputs, inputs, layout.group(layer, g))?;
                 let mut row = 0;
                 for linear in g.linears() {
                     let (rows, cols) = linear.shape(&config);
                     let name = format!("{}.weight", linear.module_path(layer));
-                    out.write_weight(k, row, rows, &read(&name, &[rows, cols])?)?;
+                    loader.load(&name, &[rows, cols], out.weight_mut(row, rows))?;
                     row += rows;
                 }
                 Ok(out)
             };
             let (qkv, o) = (group(Group::Qkv)?, group(Group::O)?);
             let (gate_up, down) = (group(Group::GateUp)?, group(Group::Down)?);
-            let norm2 = upload(k, &read(&format!("{prefix}.post_attention_layernorm.weight"), &[d])?)?;
+            let norm2 = loader.buffer(&format!("{prefix}.post_attention_layernorm.weight"), &[d])?;
             blocks.push(Block { norm1, qkv, o, norm2, gate_up, down });
         }
-        let norm = upload(k, &read("model.norm.weight", &[d])?)?;
-        let head = if config.tie_word_embeddings {
-            None
-        } else {
-            Some(upload(k, &read("lm_head.weight", &table_shape)?)?)
-        };
+        let norm = loader.buffer("model.norm.weight", &[d])?;
+        let tied = config.tie_word_embeddings;
+        let head = (!tied).then(|| loader.buffer("lm_head.weight", &table_shape)).transpose()?;
         let table = RopeTable::new(&config.rope.inverse_frequencies(config.head_dim), 0);
         let parameters = kernels.zeros_full(layout.len())?;
         let copies = super::copies(&kernels, &blocks, layout.len())?;
@@ -134,10 +200,4 @@ impl<K: Kernels> Decoder<K> {
         }
         Err(missing())
     }
-}
-
-fn upload<K: Kernels>(k: &K, values: &[f32]) -> Result<K::Buf> {
-    let mut buf = k.zeros(values.len())?;
-    k.write(values, MatMut::new(&mut buf, 1, values.len(), values.len()))?;
-    Ok(buf)
 }

@@ -6,7 +6,9 @@
 
 mod batch;
 mod block;
+mod bytes;
 mod cache;
+mod flops;
 mod group;
 mod load;
 mod step;
@@ -15,7 +17,9 @@ mod workspace;
 use tunesmith_ops::{AdamW, Flat, Kernels, Refresh, RopeTable, Segment};
 
 pub use batch::{Batch, Document};
+pub use bytes::{Footprint, WeightBytes};
 pub use cache::KvCache;
+pub use load::WeightSource;
 pub use workspace::{Keep, Workspace};
 
 use crate::ModelConfig;

@@ -55,10 +55,12 @@ pub(super) fn shards(snapshot: &Path) -> Result<BTreeSet<String>> {
     Ok(shards)
 }
 
-/// The files that a snapshot lacks to be a whole model; empty when it is one.
-pub(super) fn missing_files(snapshot: &Path) -> Vec<String> {
+/// The files that a snapshot lacks to be a whole model, or one without weights; empty when it is one.
+pub(super) fn missing_files(snapshot: &Path, without_weights: bool) -> Vec<String> {
     let mut needed: Vec<String> = REQUIRED.map(String::from).into();
-    if snapshot.join(SINGLE).exists() {
+    if without_weights {
+        // What is required is all.
+    } else if snapshot.join(SINGLE).exists() {
         // One file, nothing else to look for.
     } else if let Ok(shards) = shards(snapshot) {
         needed.extend(shards);

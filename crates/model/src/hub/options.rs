@@ -13,6 +13,8 @@ pub struct HubOptions {
     pub cache_dir: Option<PathBuf>,
     /// Address of the Hub; None means `https://huggingface.co`.
     pub endpoint: Option<String>,
+    /// Everything but the weights is enough.
+    pub without_weights: bool,
     /// Access token; None means the one in the cache's `token` file, if any.
     pub token: Option<String>,
 }
@@ -37,6 +39,7 @@ impl HubOptions {
                 .is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on")),
             cache_dir: get("HF_HUB_CACHE").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join("hub"))),
             endpoint: get("HF_ENDPOINT"),
+            without_weights: false,
             // With HF_HUB_CACHE set the token lies in HF_HOME still, not beside the cache.
             token: get("HF_TOKEN")
                 .or_else(|| {
@@ -79,6 +82,7 @@ mod tests {
             offline: true,
             cache_dir: Some(home.path().join("hub")),
             endpoint: Some("http://mirror".into()),
+            without_weights: false,
             token: Some("hf_file".into()),
         };
         assert_eq!(given, expected);

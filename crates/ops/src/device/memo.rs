@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::{Error, Tag};
 
 /// Copies kept. A pass uses one of each kind or two; those of the pass before may still be wanted, by a recomputation say.
-const KEPT: usize = 4;
+pub(super) const KEPT: usize = 4;
 
 /// Device copies by the tag of their host contents. The one not used for longest goes first, and the next one is made in
 /// its memory: nothing is allocated any more once there are [`KEPT`] that are large enough.

@@ -1,5 +1,7 @@
 //! [`DeviceKernels`]: the kernels of `kernels/cuda` on whatever runs them.
 
+pub(crate) mod bytes;
+mod load;
 mod memo;
 mod scratch;
 mod update;
@@ -8,17 +10,21 @@ mod views;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tunesmith_kernels::gpu::attention::{self, Documents, Gradients, Heads, Inputs, Plan, Room};
 use tunesmith_kernels::gpu::attention_decode::{self, Context, Contexts};
 use tunesmith_kernels::gpu::{
-    Driver, Later, Slice, View, ViewMut, adamw, bf16, cross_entropy, dropout, gemm, norm, rms_norm, rope,
-    rows, swiglu,
+    Driver, Later, Slice, View, ViewMut, adamw, bf16, cross_entropy, dropout, fill, gemm, norm, rms_norm,
+    rope, rows, swiglu,
 };
 
 use crate::error::{expect, in_vocabulary};
 use crate::kernels::{Attention, AttentionGradients, Flat, Kernels, Refresh};
-use crate::{AdamW, DropoutKey, Error, Index, Mat, MatMut, RopeTable, RowNames, Segment, Sequences};
+use crate::{
+    AdamW, DeviceMemory, DropoutKey, Error, FillKey, Index, Mat, MatMut, RopeTable, RowNames, Segment,
+    Sequences, Storage, Stored,
+};
 use memo::Memo;
 use scratch::Scratch;
 use update::Guard;
@@ -29,10 +35,14 @@ use views::{factor, host, view, view_mut};
 const LOGITS_CHUNK: usize = 256 << 20;
 /// Rows of logits held at a time, at most.
 const LOGITS_ROWS: usize = 4096;
+
+/// Rows of logits held at a time for a call of `rows` rows.
+fn logits_rows(vocab: usize, rows: usize) -> usize {
+    (LOGITS_CHUNK / vocab.max(1)).clamp(1, LOGITS_ROWS).min(rows.max(1))
+}
+
 /// New tokens of a document up to which the kernel for a cache is used: the other one computes tiles of 128 of them.
 const FEW_QUERIES: usize = 8;
-/// What rows of a batch are padded to: the rows of a tile in the fastest matrix products.
-const ROW_PADDING: usize = 128;
 
 /// The kernels of `kernels/cuda` on a device: bf16 storage of activations and frozen weights, f32 sums, f32 LoRA
 /// parameters, gradients and moments. The device is a GPU (`CudaKernels`, with feature `cuda`) or the emulator of
@@ -186,7 +196,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
     }
 
     fn rank_padding(&self) -> usize {
-        64
+        Storage::DEVICE.rank_padding
     }
 
     fn gemm(
@@ -442,7 +452,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         in_vocabulary(targets, vocab)?;
         expect(OP, targets.len() == x.rows, || format!("{} targets for {} rows", targets.len(), x.rows))?;
         let head = view(OP, head)?;
-        let chunk = (LOGITS_CHUNK / vocab.max(1)).clamp(1, LOGITS_ROWS).min(self.room(x.rows).max(1));
+        let chunk = logits_rows(vocab, self.room(x.rows));
         self.ids.with(d, self.room(targets.len()), |ids| {
             ids.write(d, 0, targets)?;
             self.logits.with(d, chunk * vocab.next_multiple_of(8), |logits| {
@@ -473,6 +483,46 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         Ok(adamw::update(&*self.d, step, p, g, m, v)?)
     }
 
+    // --- loading, random weights, timing ---
+
+    fn load(
+        &self,
+        from: Stored<'_>,
+        out: MatMut<'_, Self::Buf>,
+        told: &mut dyn FnMut(usize),
+    ) -> Result<(), Error> {
+        load::load(&*self.d, from, out, told)
+    }
+
+    fn fill_random(&self, key: FillKey, std: f32, out: MatMut<'_, Self::Buf>) -> Result<(), Error> {
+        let key = fill::Key { seed: key.seed, tensor: key.tensor };
+        Ok(fill::fill_random(&*self.d, key, std, view_mut(out))?)
+    }
+
+    type Mark = D::Mark;
+
+    fn mark(&self) -> Result<D::Mark, Error> {
+        Ok(self.d.mark()?)
+    }
+
+    fn between(&self, start: &D::Mark, end: &D::Mark) -> Result<Duration, Error> {
+        Ok(self.d.between(start, end)?)
+    }
+
+    fn name(&self) -> String {
+        self.d.name()
+    }
+
+    // Memory.
+
+    fn storage(&self) -> Storage {
+        Storage::DEVICE
+    }
+
+    fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        Ok(self.d.device_memory()?)
+    }
+
     // A training step that never waits for the device, and allocates nothing after its first.
 
     type Later = Later<D, f32>;
@@ -480,7 +530,7 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
     type Copies = adamw::Copies<D>;
 
     fn row_padding(&self) -> usize {
-        ROW_PADDING
+        Storage::DEVICE.row_padding
     }
 
     fn ahead(&self) -> usize {

@@ -27,7 +27,7 @@ fn logits(args: Args) -> Result<(), Error> {
         return Err(Error::input(&path)(format!("`input_ids` has shape {shape:?}, not [B, T]")));
     };
     let ids: Vec<u32> = ids.iter().map(|id| token(*id, &path)).collect::<Result<_, _>>()?;
-    let (mut decoder, adapter) = load(&model, args.path("adapter").as_deref())?;
+    let (mut decoder, adapter) = load(RefKernels, &model, args.path("adapter").as_deref())?;
     if let Some(dir) = args.path("merge-out") {
         if adapter.is_none() {
             return Err(Error::Usage("`--merge-out` needs `--adapter`".into()));

@@ -1,25 +1,34 @@
 //! Trains on the batches of a run folder, in their order, and reports every step.
 //!
 //! ```text
-//! replay --model DIR --run DIR --out result.json [--threads N] [--adapter-out DIR] [--recompute none|mlp|min2|min]
-//!        [--micro-batch ROWS]
+//! replay --model DIR --run DIR --out result.json [--device cpu|cuda:N] [--threads N] [--adapter-out DIR]
+//!        [--recompute none|mlp|min2|min] [--micro-batch ROWS] [--warm-up STEPS] [--steps STEPS] [--seconds S] [--gemm-trials on|off]
 //! ```
 //!
 //! The run folder holds `batches.safetensors` (`input_ids`, `attention_mask`, `labels`: int64 `[N, B, T]`),
-//! `adapter_init/` and `run.json`. Nothing but what training needs is in memory while it trains, so that the peak is
-//! that of the engine.
+//! `adapter_init/` and `run.json`. Rows lose their padding: a micro-batch is its rows one after another. Nothing but what
+//! training needs is in memory while it trains, so that the peak is that of the engine.
+//!
+//! Steps after the first `--warm-up` are timed: each by itself, and all of them end to end, with everything that was
+//! queued done before the clock starts and before it stops. `--steps` ends the run before the folder's steps are done,
+//! `--seconds` the timed part, after five steps at the least. `--gemm-trials on` lets the warm-up try algorithms for its products.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tunesmith_data::Example;
 use tunesmith_model::peft::{self, PeftConfig};
 use tunesmith_model::{Decoder, ModelCard};
-use tunesmith_ops::RefKernels;
+use tunesmith_ops::Kernels;
+use tunesmith_testbins::device::{self, Memory, Probe, Work};
 use tunesmith_testbins::{Args, Error, load, micro_batches};
 use tunesmith_train::{LrScheduler, Recompute, Schedule, TrainConfig, Trainer};
+
+/// Timed steps there are at the least, however long they take.
+const LEAST_TIMED: usize = 5;
 
 /// `run.json`.
 #[derive(Debug, Deserialize)]
@@ -39,21 +48,55 @@ struct Run {
 struct Step {
     loss: f64,
     grad_norm: f64,
+    /// From before the rows are put into micro-batches to when loss and norm are on the host.
     seconds: f64,
+    /// By the device's own clock, between a mark before the step's first work and one after its last.
+    device_seconds: f64,
     tokens: usize,
     trained_tokens: usize,
 }
 
+/// The steps after the warm-up, end to end.
+#[derive(Debug, Serialize)]
+struct Timed {
+    steps: usize,
+    tokens: usize,
+    seconds: f64,
+    /// What the card drew, where that is known.
+    joules: Option<f64>,
+}
+
 #[derive(Debug, Serialize)]
 struct Outcome {
+    device: Value,
+    /// Reading the model and the adapter onto the device, and bytes of the model's files.
+    load_seconds: f64,
+    model_bytes: u64,
     steps: Vec<Step>,
+    timed: Timed,
+    /// Bytes of device memory; the peaks since the start, and in the timed steps alone.
+    memory: Option<Memory>,
+    timed_peak: Option<u64>,
     seconds_to_first_step: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_rss_mib: Option<f64>,
 }
 
 fn main() -> ExitCode {
-    let known = ["model", "run", "out", "threads", "adapter-out", "recompute", "micro-batch"];
+    let known = [
+        "model",
+        "run",
+        "out",
+        "device",
+        "threads",
+        "adapter-out",
+        "recompute",
+        "micro-batch",
+        "warm-up",
+        "steps",
+        "seconds",
+        "gemm-trials",
+    ];
     tunesmith_testbins::run(replay, &known)
 }
 
@@ -63,38 +106,121 @@ fn replay(args: Args) -> Result<(), Error> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         pool.map_err(|e| Error::Usage(format!("`--threads {threads}`: {e}")))?;
     }
-    let (model, folder, out) = (args.required("model")?, args.required("run")?, args.required("out")?);
+    let folder = args.required("run")?;
     let path = folder.join("run.json");
     let text = std::fs::read(&path).map_err(Error::input(&path))?;
     let run: Run = serde_json::from_slice(&text).map_err(Error::input(&path))?;
     let steps = batches(&run, &folder)?;
     let settings = settings(&run, &args, &steps)?;
-    let (decoder, adapter) = load(&model, Some(&folder.join("adapter_init")))?;
-    let dropout = adapter.as_ref().map_or(0.0, |a| a.lora.lora_dropout) as f32;
-    let mut trainer = Trainer::new(decoder, &settings, dropout, steps.iter().flatten())?;
-    let schedule = Schedule::new(&settings, run.steps);
-    let mut outcome = Outcome { steps: Vec::new(), seconds_to_first_step: 0.0, peak_rss_mib: None };
-    for (number, rows) in steps.iter().enumerate() {
+    let device = args.get("device").unwrap_or("cpu").to_owned();
+    device::run(&device, Replay { args, run, steps, settings, folder, started })
+}
+
+/// All of it that needs the device.
+struct Replay {
+    args: Args,
+    run: Run,
+    steps: Vec<Vec<Example>>,
+    settings: TrainConfig,
+    folder: PathBuf,
+    started: Instant,
+}
+
+impl Work for Replay {
+    fn on<K: Kernels>(self, kernels: K, probe: &Probe) -> Result<(), Error> {
+        let Self { args, run, steps, settings, folder, started } = self;
+        let (model, out) = (args.required("model")?, args.required("out")?);
         let begin = Instant::now();
-        let rows: Vec<&Example> = rows.iter().collect();
-        let step = trainer.step(&rows, schedule.rate(number))?;
-        if number == 0 {
-            outcome.seconds_to_first_step = started.elapsed().as_secs_f64();
+        let (decoder, adapter) = load(kernels, &model, Some(&folder.join("adapter_init")))?;
+        probe.synchronize()?;
+        let load_seconds = begin.elapsed().as_secs_f64();
+        let dropout = adapter.as_ref().map_or(0.0, |a| a.lora.lora_dropout) as f32;
+        let mut trainer = Trainer::new(decoder, &settings, dropout, steps.iter().flatten())?;
+        let schedule = Schedule::new(&settings, run.steps);
+        let warm_up = args.number("warm-up")?.unwrap_or(0_usize).min(steps.len().saturating_sub(1));
+        let last = args.number("steps")?.unwrap_or(steps.len()).max(warm_up + 1);
+        let seconds: f64 = args.number("seconds")?.unwrap_or(f64::INFINITY);
+        let (mut done, mut marks) = (Vec::<Step>::new(), Vec::new());
+        let mut seconds_to_first_step = 0.0;
+        let mut before = None;
+        probe.gemm_trials(trials(&args)?);
+        let (mut clock, mut joules) = (Instant::now(), None);
+        for (number, rows) in steps.iter().enumerate().take(last) {
+            if number == warm_up {
+                probe.gemm_trials(false);
+                before = probe.memory()?;
+                probe.forget_peak()?;
+                probe.synchronize()?;
+                (clock, joules) = (Instant::now(), probe.joules());
+            }
+            let begin = Instant::now();
+            let mark = trainer.decoder().kernels().mark()?;
+            let rows: Vec<&Example> = rows.iter().collect();
+            let step = trainer.step(&rows, schedule.rate(number))?;
+            marks.push((mark, trainer.decoder().kernels().mark()?));
+            if number == 0 {
+                seconds_to_first_step = started.elapsed().as_secs_f64();
+            }
+            done.push(Step {
+                loss: step.loss,
+                grad_norm: step.grad_norm,
+                seconds: begin.elapsed().as_secs_f64(),
+                device_seconds: 0.0,
+                tokens: step.tokens,
+                trained_tokens: step.trained_tokens,
+            });
+            if done.len() >= warm_up + LEAST_TIMED && clock.elapsed().as_secs_f64() >= seconds {
+                break;
+            }
         }
-        outcome.steps.push(Step {
-            loss: step.loss,
-            grad_norm: step.grad_norm,
-            seconds: begin.elapsed().as_secs_f64(),
-            tokens: step.tokens,
-            trained_tokens: step.trained_tokens,
-        });
+        probe.synchronize()?;
+        let seconds = clock.elapsed().as_secs_f64();
+        let joules = joules.zip(probe.joules()).map(|(before, now)| now - before);
+        for (step, (start, end)) in done.iter_mut().zip(&marks) {
+            step.device_seconds = trainer.decoder().kernels().between(start, end)?.as_secs_f64();
+        }
+        let timed = &done[warm_up..];
+        let timed =
+            Timed { steps: timed.len(), tokens: timed.iter().map(|s| s.tokens).sum(), seconds, joules };
+        let after = probe.memory()?;
+        let most = |a: Memory, b: Memory| Memory { peak: a.peak.max(b.peak), ..b };
+        let outcome = Outcome {
+            device: probe.facts.clone(),
+            load_seconds,
+            model_bytes: model_bytes(&model)?,
+            timed,
+            memory: before.zip(after).map(|(before, after)| most(before, after)),
+            timed_peak: after.map(|memory| memory.peak),
+            seconds_to_first_step,
+            peak_rss_mib: peak_rss_mib(),
+            steps: done,
+        };
+        if let (Some(dir), Some(adapter)) = (args.path("adapter-out"), adapter) {
+            save(&dir, trainer.decoder(), &adapter, &model)?;
+        }
+        let text = serde_json::to_vec(&outcome).map_err(Error::input(&out))?;
+        std::fs::write(&out, text).map_err(Error::input(&out))
     }
-    outcome.peak_rss_mib = peak_rss_mib();
-    if let (Some(dir), Some(adapter)) = (args.path("adapter-out"), adapter) {
-        save(&dir, trainer.decoder(), &adapter, &model)?;
+}
+
+fn trials(args: &Args) -> Result<bool, Error> {
+    match args.get("gemm-trials") {
+        None | Some("off") => Ok(false),
+        Some("on") => Ok(true),
+        Some(other) => Err(Error::Usage(format!("`--gemm-trials {other}` is neither on nor off"))),
     }
-    let text = serde_json::to_vec(&outcome).map_err(Error::input(&out))?;
-    std::fs::write(&out, text).map_err(Error::input(&out))
+}
+
+/// Bytes of the safetensors files of a model folder.
+fn model_bytes(model: &Path) -> Result<u64, Error> {
+    let mut sum = 0;
+    for entry in std::fs::read_dir(model).map_err(Error::input(model))? {
+        let entry = entry.map_err(Error::input(model))?;
+        if entry.path().extension().is_some_and(|e| e == "safetensors") {
+            sum += std::fs::metadata(entry.path()).map_err(Error::input(model))?.len();
+        }
+    }
+    Ok(sum)
 }
 
 /// The rows of each optimizer step.
@@ -135,7 +261,12 @@ fn settings(run: &Run, args: &Args, steps: &[Vec<Example>]) -> Result<TrainConfi
     })
 }
 
-fn save(dir: &Path, decoder: &Decoder<RefKernels>, settings: &PeftConfig, model: &Path) -> Result<(), Error> {
+fn save<K: Kernels>(
+    dir: &Path,
+    decoder: &Decoder<K>,
+    settings: &PeftConfig,
+    model: &Path,
+) -> Result<(), Error> {
     let values = decoder.parameters()?;
     let base_model = settings.base_model_name_or_path.clone().unwrap_or_else(|| model.display().to_string());
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -3,18 +3,15 @@
 use tunesmith_data::{Example, Place, pack};
 use tunesmith_model::{Batch, Document};
 
+use crate::plan::MicroBatches;
 use crate::{Error, TrainConfig};
-
-/// Tokens of a micro-batch when its size is left to us: enough rows to keep the matrix products busy, few enough to
-/// keep the activations small.
-const MICRO_BATCH_TOKENS: usize = 2048;
 
 /// How rows become micro-batches: all that it takes, so that another thread can do it.
 #[derive(Debug, Clone)]
 pub(crate) struct Collator {
     pub(super) config: TrainConfig,
-    /// Micro-batches are made this many times smaller.
-    pub(super) divisor: usize,
+    /// How steps are put into micro-batches.
+    pub(super) cut: MicroBatches,
     /// Rows of a micro-batch are filled up to a multiple of this.
     pub(super) multiple: usize,
     pub(super) dropout: bool,
@@ -73,9 +70,9 @@ impl PreparedStep {
 }
 
 impl Collator {
-    /// For micro-batches that are `divisor` times smaller than the settings say, of a multiple of `multiple` rows.
-    pub(crate) fn new(config: &TrainConfig, divisor: usize, multiple: usize, dropout: bool) -> Self {
-        Self { config: config.clone(), divisor, multiple, dropout }
+    /// For micro-batches cut in this way, filled up to a multiple of `multiple` rows.
+    pub(crate) fn new(config: &TrainConfig, cut: MicroBatches, multiple: usize, dropout: bool) -> Self {
+        Self { config: config.clone(), cut, multiple, dropout }
     }
 
     /// The micro-batches of a step.
@@ -99,7 +96,7 @@ impl Collator {
 
     /// The numbers of the rows of each micro-batch.
     pub(super) fn cut(&self, examples: &[&Example]) -> Result<Vec<Vec<usize>>, Error> {
-        micro_batches(&self.config, self.divisor, examples)
+        micro_batches(&self.config, &self.cut, examples)
     }
 
     pub(super) fn micro_batch(&self, examples: &[&Example], rows: Vec<usize>) -> Result<MicroBatch, Error> {
@@ -110,25 +107,14 @@ impl Collator {
     }
 }
 
-/// Rows of a micro-batch, when they are given.
-pub(super) fn micro_batch_rows(config: &TrainConfig, divisor: usize) -> Option<usize> {
-    let rows = config.micro_batch_size.min(config.batch_size.max(1)) / divisor.max(1);
-    (config.micro_batch_size > 0).then_some(rows.max(1))
-}
-
-/// Tokens of a micro-batch, when its rows are not given; a longer row is one by itself.
-pub(super) fn micro_batch_tokens(divisor: usize) -> usize {
-    MICRO_BATCH_TOKENS / divisor.max(1)
-}
-
 /// Puts rows into micro-batches, each a list of their numbers: so many rows each in their order, or packed into the
 /// token budget ([`tunesmith_data::pack`]). Either way the step's loss and gradient are the same sums.
 pub(super) fn micro_batches(
     config: &TrainConfig,
-    divisor: usize,
+    cut: &MicroBatches,
     examples: &[&Example],
 ) -> Result<Vec<Vec<usize>>, Error> {
-    if let Some(rows) = micro_batch_rows(config, divisor) {
+    if let Some(rows) = cut.rows {
         let numbers: Vec<usize> = (0..examples.len()).collect();
         return Ok(numbers.chunks(rows).map(<[usize]>::to_vec).collect());
     }
@@ -137,7 +123,7 @@ pub(super) fn micro_batches(
     for start in (0..examples.len()).step_by(config.batch_size) {
         let end = examples.len().min(start + config.batch_size);
         let lengths: Vec<usize> = examples[start..end].iter().map(|e| e.ids.len()).collect();
-        let budget = micro_batch_tokens(divisor).max(lengths.iter().copied().max().unwrap_or(0));
+        let budget = cut.tokens.max(lengths.iter().copied().max().unwrap_or(0));
         let packs = pack(&lengths, budget)?;
         out.extend(packs.into_iter().map(|p| p.into_iter().map(|i| start + i).collect::<Vec<_>>()));
     }

@@ -8,6 +8,7 @@ use tunesmith_data::{Example, Place};
 
 use super::batches::{batch, micro_batches};
 use crate::config::TrainConfig;
+use crate::plan::MicroBatches;
 
 /// The label of what is no target.
 const NONE: i64 = -100;
@@ -29,7 +30,9 @@ fn table(documents: &[(&[u32], &[u8])], micro_batch_size: usize) -> (Table, Vec<
     let examples = examples(documents);
     let examples: Vec<&Example> = examples.iter().collect();
     let config = TrainConfig { batch_size: examples.len(), micro_batch_size, ..TrainConfig::default() };
-    let micro = micro_batches(&config, 1, &examples).unwrap();
+    let lengths = examples.iter().map(|e| e.ids.len()).collect();
+    let cut = MicroBatches::usual(&config, &lengths, 0, 1);
+    let micro = micro_batches(&config, &cut, &examples).unwrap();
     assert_eq!(micro.len(), 1);
     let batch = batch(&examples, &micro[0], 1);
     let (mut ids, mut positions, mut labels) = (Vec::new(), Vec::new(), Vec::new());

@@ -2,23 +2,24 @@
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result::{
-    ctx, device, free_async, malloc_async, mem_get_info, mem_pool, primary_ctx, stream,
+    DriverError, ctx, device, free_async, malloc_async, mem_get_info, mem_pool, primary_ctx, stream,
 };
 use cudarc::driver::sys::{
-    CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUmemPool_attribute, CUmemoryPool, CUresult,
-    CUstream,
+    CUcomputemode, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUmemPool_attribute, CUmemoryPool,
+    CUresult, CUstream,
 };
 
 use super::gemm::Products;
 use super::late::Buffers;
 use super::library;
-use super::modules::Modules;
+use super::modules::{self, Modules};
 use super::staging::Staging;
-use super::status::{Named, unavailable};
-use crate::gpu::error::{Error, Result};
+use super::status::{Named, unavailable, words};
+use crate::gpu::driver::DeviceMemory;
+use crate::gpu::error::{Error, Result, size};
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,13 +67,17 @@ impl Device {
         }
         let handle = device::get(ordinal as i32).named("cuDeviceGet")?;
         let facts = facts(handle, driver)?;
+        modules::check_architecture(&facts.name, facts.capability)?;
+        if compute_mode(handle)? == CUcomputemode::CU_COMPUTEMODE_PROHIBITED as i32 {
+            return Err(prohibited(ordinal, &facts.name));
+        }
         library::load_cublaslt()?;
         Ok((handle, facts))
     }
 
     pub(super) fn new(ordinal: usize) -> Result<Self> {
         let (handle, facts) = Self::find(ordinal)?;
-        let context = Context::new(handle)?;
+        let context = Context::new(handle, ordinal, &facts)?;
         let products = Products::new(&context, facts.capability.0 >= 9)?;
         let (staging, late) = (Mutex::default(), Mutex::default());
         Ok(Self { products, modules: Modules::default(), staging, late, context, facts })
@@ -116,6 +121,57 @@ fn facts(handle: CUdevice, driver: (u32, u32)) -> Result<Facts> {
     Ok(Facts { name, capability, multiprocessors, memory, shared_per_block: shared, driver })
 }
 
+/// Who may use a device: the driver's number of it.
+fn compute_mode(handle: CUdevice) -> Result<i32> {
+    // SAFETY: the handle is one that the driver gave.
+    unsafe { device::get_attribute(handle, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_MODE) }
+        .named("cuDeviceGetAttribute")
+}
+
+fn prohibited(ordinal: usize, name: &str) -> Error {
+    unavailable(
+        format!("`{name}` is in compute mode `prohibited`, in which no program may use it"),
+        format!("`nvidia-smi -i {ordinal} -c DEFAULT` changes that"),
+    )
+}
+
+/// Why a device gives no context, though it is there.
+fn no_context(error: DriverError, handle: CUdevice, ordinal: usize, facts: &Facts) -> Error {
+    let (name, said) = (&facts.name, words(error));
+    match error.0 {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => unavailable(
+            format!(
+                "the {} of `{name}` are in use by other programs, and not even a context fits: {said}",
+                size(facts.memory)
+            ),
+            "`nvidia-smi` lists the programs that use it: end one of them, or choose another device",
+        ),
+        CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE | CUresult::CUDA_ERROR_INVALID_DEVICE => {
+            match compute_mode(handle) {
+                Ok(mode) if mode == CUcomputemode::CU_COMPUTEMODE_PROHIBITED as i32 => {
+                    prohibited(ordinal, name)
+                }
+                Ok(mode) if mode == CUcomputemode::CU_COMPUTEMODE_EXCLUSIVE_PROCESS as i32 => unavailable(
+                    format!(
+                        "`{name}` is taken by another program, and its compute mode allows one at a time: {said}"
+                    ),
+                    format!(
+                        "Wait for that program, which `nvidia-smi` names, or allow several with `nvidia-smi -i {ordinal} -c DEFAULT`"
+                    ),
+                ),
+                _ => unavailable(
+                    format!("`{name}` is busy or does not answer: {said}"),
+                    "See what `nvidia-smi` says of it; a card that has failed may need a restart of the machine",
+                ),
+            }
+        }
+        _ => match Err::<(), _>(error).named("cuDevicePrimaryCtxRetain") {
+            Err(error) => error,
+            Ok(()) => prohibited(ordinal, name),
+        },
+    }
+}
+
 /// The primary context of a device with one queue. Everything that is queued goes there.
 #[derive(Debug)]
 pub(super) struct Context {
@@ -125,6 +181,8 @@ pub(super) struct Context {
     pool: CUmemoryPool,
     /// The peak of memory use before the pool's own record was last reset.
     earlier_peak: AtomicU64,
+    /// The kernel queued last, for errors that show late.
+    latest: Mutex<&'static str>,
 }
 
 // SAFETY: the driver's handles may be used from any thread, where the context is made current first (`enter`).
@@ -133,12 +191,14 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    fn new(handle: CUdevice) -> Result<Self> {
+    fn new(handle: CUdevice, ordinal: usize, facts: &Facts) -> Result<Self> {
         // SAFETY: the handle is one that the driver gave.
-        let primary = unsafe { primary_ctx::retain(handle) }.named("cuDevicePrimaryCtxRetain")?;
+        let primary =
+            unsafe { primary_ctx::retain(handle) }.map_err(|e| no_context(e, handle, ordinal, facts))?;
         let (stream, pool) = (std::ptr::null_mut(), std::ptr::null_mut());
         // Made before what may fail, so that it is given back.
-        let mut new = Self { handle, primary, stream, pool, earlier_peak: AtomicU64::new(0) };
+        let mut new =
+            Self { handle, primary, stream, pool, earlier_peak: AtomicU64::new(0), latest: Mutex::new("") };
         new.enter()?;
         new.stream = stream::create(stream::StreamKind::NonBlocking).named("cuStreamCreate")?;
         // SAFETY: as above.
@@ -146,6 +206,11 @@ impl Context {
         // By default freed memory goes back to the system at every wait, and the next step maps it again.
         new.set_pool(CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)?;
         Ok(new)
+    }
+
+    /// The driver's number for the device.
+    pub(super) fn device(&self) -> CUdevice {
+        self.handle
     }
 
     /// Makes the context current on the calling thread.
@@ -157,6 +222,35 @@ impl Context {
     pub(super) fn synchronize(&self) -> Result<()> {
         // SAFETY: the stream lives as long as `self`.
         unsafe { stream::synchronize(self.stream) }.named("cuStreamSynchronize")
+    }
+
+    /// Notes a kernel that is about to be queued.
+    pub(super) fn queues(&self, kernel: &'static str) {
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = kernel;
+    }
+
+    /// Names the kernel queued last in an error of the device: what fails in the queue is told by a later call.
+    pub(super) fn blamed<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| {
+            let kernel = *self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+            match error {
+                Error::Device { call, text } if !kernel.is_empty() && call != kernel => {
+                    Error::Device { call, text: format!("{text}, after kernel `{kernel}` was queued") }
+                }
+                other => other,
+            }
+        })
+    }
+
+    /// Adds the driver's words to a failure of cuBLASLt, which tells that something went wrong and not what.
+    pub(super) fn explained<T>(&self, result: Result<T>) -> Result<T> {
+        let Err(Error::Device { call, text }) = result else { return result };
+        match self.synchronize() {
+            Err(Error::Device { text: words, .. }) => {
+                Err(Error::Device { call, text: format!("{text} and the driver {words}") })
+            }
+            _ => Err(Error::Device { call, text }),
+        }
     }
 
     /// Memory from the pool, in the order of the queue.
@@ -174,7 +268,8 @@ impl Context {
         match found {
             Err(e) if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 let (free, total) = mem_get_info().named("cuMemGetInfo")?;
-                Err(Error::OutOfMemory { bytes, free, total })
+                let held = self.get_pool(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)? as usize;
+                Err(Error::OutOfMemory { bytes, free, total, held })
             }
             found => found.named("cuMemAllocAsync"),
         }
@@ -195,6 +290,16 @@ impl Context {
         let peak = self.get_pool(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
         let held = self.get_pool(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
         Ok((used, peak.max(self.earlier_peak.load(Ordering::Relaxed)), held))
+    }
+
+    /// As [`Context::memory`], beside what the device has; what the pool holds for reuse can be taken again.
+    pub(super) fn device_memory(&self) -> Result<DeviceMemory> {
+        // What was given back is the pool's once the work before it is done.
+        self.synchronize()?;
+        let (used, peak, held) = self.memory()?;
+        let (free, total) = mem_get_info().named("cuMemGetInfo")?;
+        let free = (free as u64).saturating_add(held.saturating_sub(used));
+        Ok(DeviceMemory { total: total as u64, free, used, peak })
     }
 
     pub(super) fn forget_peak(&self) -> Result<()> {

@@ -14,6 +14,8 @@ pub(super) struct Event(CUevent);
 
 // SAFETY: the driver lets any thread use an event.
 unsafe impl Send for Event {}
+// SAFETY: as above; nothing changes an event but its drop.
+unsafe impl Sync for Event {}
 
 impl Event {
     /// An event to wait for.

@@ -187,7 +187,7 @@ impl Products {
     unsafe fn plan(&self, context: &Context, gemm: &Gemm, shape: &Shape) -> Result<Plan> {
         let mut plan = Plan::new(shape)?;
         let candidates = self.candidates(&plan, shape).named_with(|| text(gemm))?;
-        plan.algorithm = *candidates.first().ok_or_else(|| Error::Device {
+        plan.algorithm = *candidates.first().ok_or_else(|| Error::Refused {
             call: text(gemm),
             text: "cuBLASLt has no algorithm for this shape".into(),
         })?;

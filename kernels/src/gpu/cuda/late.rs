@@ -10,8 +10,9 @@ use cudarc::driver::sys::{CUdeviceptr, cuMemcpyDtoHAsync_v2};
 
 use super::device::Device;
 use super::event::Event;
+use super::staging;
 use super::status::Named;
-use crate::gpu::error::{Error, Result, expect};
+use crate::gpu::error::{Result, expect};
 
 /// The least that a buffer holds: the losses of some thousand rows.
 const LEAST: usize = 16 << 10;
@@ -38,13 +39,7 @@ impl Buffer {
         let copied = Event::asleep()?;
         // Sizes come near each other: a power of two serves those after it too.
         let room = bytes.next_power_of_two().max(LEAST);
-        // SAFETY: asks for memory and nothing else.
-        let memory = unsafe { result::malloc_host(room, 0) }.named("cuMemHostAlloc")?;
-        let base = NonNull::new(memory.cast()).ok_or_else(|| Error::Device {
-            call: "cuMemHostAlloc".into(),
-            text: "no memory, and no error".into(),
-        })?;
-        Ok(Self { base, room, copied })
+        Ok(Self { base: staging::page_locked(room)?, room, copied })
     }
 }
 

@@ -23,6 +23,12 @@ pub(super) fn start_driver() -> Result<(u32, u32)> {
             format!("Install an NVIDIA driver that supports CUDA {}; {CONTAINER}", dotted(NEEDED)),
         ));
     }
+    if !is_driver() {
+        return Err(unavailable(
+            "the libcuda that was found is no NVIDIA driver: it lacks the driver's functions",
+            "Take its folder out of LD_LIBRARY_PATH, or install the driver anew",
+        ));
+    }
     let mut version = 0;
     // SAFETY: writes one int; allowed before `cuInit`.
     unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().named("cuDriverGetVersion")?;
@@ -40,12 +46,34 @@ pub(super) fn start_driver() -> Result<(u32, u32)> {
             "the libcuda that was found is the stub of a toolkit",
             "Take the toolkit's `stubs` folder out of LD_LIBRARY_PATH",
         ),
+        sys::CUresult::CUDA_ERROR_SYSTEM_NOT_READY => unavailable(
+            format!("the machine is not ready for CUDA: {}", words(e)),
+            "On a machine with NVSwitch, start the service nvidia-fabricmanager of the driver's own version",
+        ),
+        sys::CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => unavailable(
+            format!("libcuda is not of the version of the running kernel module: {}", words(e)),
+            "Restart the machine after an update of the driver; in a container, use the host's libcuda",
+        ),
+        sys::CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE => unavailable(
+            format!("the libcuda that was found is a toolkit's, for forward compatibility: {}", words(e)),
+            "Take the toolkit's `compat` folder out of LD_LIBRARY_PATH, or install a newer driver",
+        ),
         _ => unavailable(
             format!("the NVIDIA driver does not start: {}", words(e)),
             "See whether nvidia-smi works; after an update of the driver, restart the machine",
         ),
     })?;
     Ok((version as u32 / 1000, version as u32 % 1000 / 10))
+}
+
+/// Whether the libcuda that was found, and one must have been, is a driver's: a file of that name need not be, and a symbol that
+/// is missing later would end the program.
+pub(super) fn is_driver() -> bool {
+    let has = |symbol: &[u8]| {
+        // SAFETY: the library is there, and the symbol is looked up without being called.
+        unsafe { sys::culib().get::<unsafe extern "C" fn()>(symbol) }.is_ok()
+    };
+    [&b"cuInit\0"[..], b"cuDriverGetVersion\0", b"cuMemAllocAsync\0"].into_iter().all(has)
 }
 
 const CONTAINER: &str = "in a container, start it with access to the GPUs";

@@ -8,7 +8,10 @@ mod event;
 mod gemm;
 mod late;
 mod library;
+mod mark;
 mod modules;
+mod nvml;
+mod seen;
 mod staging;
 mod status;
 
@@ -22,12 +25,14 @@ use cudarc::driver::sys::{cuMemcpyDtoHAsync_v2, cuMemsetD8Async};
 
 use self::device::Device;
 pub use self::device::{Facts, Memory};
-use self::event::Event;
 pub use self::late::Download;
+pub use self::mark::Mark;
 pub use self::modules::RESOURCES;
+pub use self::nvml::{Clocks, Known, Monitor};
 use self::status::Named;
-use super::driver::{Arg, Driver, Gemm, Launch, Limits};
+use super::driver::{Arg, DeviceMemory, Driver, Gemm, Launch, Limits};
 use super::error::{Error, Result, expect};
+use super::pieces::{Fill, Rows};
 
 /// The most arguments that a kernel may have.
 const MAX_ARGS: usize = 48;
@@ -102,14 +107,9 @@ impl Cuda {
 
     /// The time that the device takes for the work that `work` queues.
     pub fn time<R>(&self, work: impl FnOnce(&Self) -> Result<R>) -> Result<(R, Duration)> {
-        self.enter()?;
-        let (start, end) = (Event::timed()?, Event::timed()?);
-        start.record(self.0.context.stream)?;
+        let start = self.mark()?;
         let out = work(self)?;
-        self.enter()?;
-        end.record(self.0.context.stream)?;
-        end.wait()?;
-        Ok((out, end.since(&start)?))
+        Ok((out, self.between(&start, &self.mark()?)?))
     }
 
     /// Queues the driver's own copy of a whole block to another of the same size: what memory-bound kernels are held
@@ -120,6 +120,14 @@ impl Cuda {
         // SAFETY: both blocks are live and of that size.
         unsafe { memcpy_dtod_async(to.address, from.address, from.bytes, self.0.context.stream) }
             .named("cuMemcpyDtoDAsync")
+    }
+
+    /// The meters of this GPU: power, energy, clocks.
+    ///
+    /// # Errors
+    /// In words, why it has none.
+    pub fn monitor(&self) -> Known<Monitor> {
+        Monitor::of(self.0.context.device())
     }
 
     fn enter(&self) -> Result<()> {
@@ -142,17 +150,19 @@ impl Driver for Cuda {
         self.enter()?;
         let mut staging = self.0.staging.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: slices stay inside their memory, which `to` keeps alive.
-        unsafe { staging.copy(self.0.context.stream, from, to.address + at as u64) }
+        let queued = unsafe { staging.copy(self.0.context.stream, from, to.address + at as u64) };
+        self.0.context.blamed(queued)
     }
 
     fn download(&self, from: &Memory, at: usize, to: &mut [u8]) -> Result<()> {
         self.enter()?;
         let (at, stream) = (from.address + at as u64, self.0.context.stream);
         // SAFETY: slices stay inside their memory; the host bytes are ours until the wait below is over.
-        unsafe { cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), at, to.len(), stream) }
+        let queued = unsafe { cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), at, to.len(), stream) }
             .result()
-            .named("cuMemcpyDtoHAsync")?;
-        self.0.context.synchronize()
+            .named("cuMemcpyDtoHAsync");
+        let context = &self.0.context;
+        context.blamed(queued.and_then(|()| context.synchronize()))
     }
 
     fn clear(&self, memory: &mut Memory, at: usize, bytes: usize) -> Result<()> {
@@ -165,7 +175,7 @@ impl Driver for Cuda {
 
     fn synchronize(&self) -> Result<()> {
         self.enter()?;
-        self.0.context.synchronize()
+        self.0.context.blamed(self.0.context.synchronize())
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
@@ -175,7 +185,7 @@ impl Driver for Cuda {
         let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGS];
         if launch.args.len() > MAX_ARGS {
             let text = format!("{} arguments, and {MAX_ARGS} is the most", launch.args.len());
-            return Err(Error::Device { call: launch.kernel.into(), text });
+            return Err(Error::Refused { call: launch.kernel.into(), text });
         }
         for ((value, pointer), arg) in values.iter_mut().zip(&mut pointers).zip(launch.args) {
             // Little-endian, as every machine with a GPU is: the low bytes come first.
@@ -189,6 +199,7 @@ impl Driver for Cuda {
             *pointer = (&raw mut *value).cast();
         }
         let [x, y, z] = launch.grid;
+        self.0.context.queues(launch.kernel);
         self.0.modules.with(launch, self.0.facts.shared_per_block, |kernel| {
             let (grid, block) = ((x, y, z), (launch.threads, 1, 1));
             let pointers = &mut pointers[..launch.args.len()];
@@ -201,12 +212,43 @@ impl Driver for Cuda {
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
         self.enter()?;
         // SAFETY: passed on to the caller.
-        unsafe { self.0.products.queue(&self.0.context, gemm) }
+        let queued = unsafe { self.0.products.queue(&self.0.context, gemm) };
+        self.0.context.blamed(self.0.context.explained(queued))
     }
 
     fn limits(&self) -> Limits {
         let Facts { multiprocessors, shared_per_block, .. } = self.0.facts;
         Limits { multiprocessors, shared_per_block }
+    }
+
+    // --- loading and timing ---
+
+    type Mark = Mark;
+
+    fn upload_rows(&self, to: &mut Memory, rows: Rows, fill: &mut Fill<'_>) -> Result<()> {
+        self.enter()?;
+        let mut staging = self.0.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: views stay inside their memory, which `to` keeps alive.
+        unsafe { staging.copy_rows(self.0.context.stream, rows, fill, to.address) }
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        Mark::new(&self.0)
+    }
+
+    fn between(&self, start: &Mark, end: &Mark) -> Result<Duration> {
+        end.since(start)
+    }
+
+    fn name(&self) -> String {
+        self.0.facts.name.clone()
+    }
+
+    // Memory.
+
+    fn device_memory(&self) -> Result<Option<DeviceMemory>> {
+        self.enter()?;
+        self.0.context.device_memory().map(Some)
     }
 
     type Download = Download;
@@ -219,7 +261,7 @@ impl Driver for Cuda {
 
     fn wait(&self, download: Download, to: &mut [u8]) -> Result<()> {
         self.enter()?;
-        download.wait(to)
+        self.0.context.blamed(download.wait(to))
     }
 
     fn tune(&self, on: bool) {

@@ -100,12 +100,21 @@ impl Modules {
         }
         let fatbin = &FATBINS[index];
         // SAFETY: the image is a whole fatbin, which says how long it is.
-        let module = unsafe { module::load_data(fatbin.image.0.as_ptr().cast()) }.map_err(|e| match e.0 {
-            CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => unavailable(
-                "this build has no kernels for the architecture of the device",
-                "Build it without TUNESMITH_CUDA_ARCHS, or with the architecture of the device in it",
-            ),
-            _ => failed(&format!("cuModuleLoadData of {}", fatbin.file), words(e)),
+        let loaded_now = unsafe { module::load_data(fatbin.image.0.as_ptr().cast()) };
+        let module = loaded_now.or_else(|e| match e.0 {
+            CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => Err(unavailable(
+                format!("this build has kernels for {ARCHITECTURES} and none for the device: {}", words(e)),
+                REBUILD,
+            )),
+            CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Err(unavailable(
+                format!("the driver is too old to compile this build's PTX for the device: {}", words(e)),
+                "Install a newer driver, or build with the device's architecture in TUNESMITH_CUDA_ARCHS",
+            )),
+            CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND => Err(unavailable(
+                format!("the driver's compiler for PTX is not installed: {}", words(e)),
+                "Install libnvidia-ptxjitcompiler of the driver's own version",
+            )),
+            _ => Err(e).named_with(|| format!("cuModuleLoadData of {}", fatbin.file)),
         })?;
         loaded.insert(index, module);
         Ok(module)
@@ -140,7 +149,39 @@ fn parameters(handle: CUfunction) -> Vec<usize> {
 }
 
 fn failed(call: &str, text: impl Into<String>) -> Error {
-    Error::Device { call: call.into(), text: text.into() }
+    Error::Refused { call: call.into(), text: text.into() }
+}
+
+/// What to do about kernels of other architectures only.
+const REBUILD: &str =
+    "Build it without TUNESMITH_CUDA_ARCHS, or with the architecture of the device in it (89 for 8.9)";
+
+/// Refuses a device that none of the built architectures runs on, before anything is set up on it.
+pub(super) fn check_architecture(name: &str, capability: (u32, u32)) -> Result<()> {
+    if ARCHITECTURES.split(", ").any(|built| runs_on(built, capability)) {
+        return Ok(());
+    }
+    let (major, minor) = capability;
+    Err(unavailable(
+        format!(
+            "this build has kernels for {ARCHITECTURES}, and `{name}` has compute capability {major}.{minor}"
+        ),
+        REBUILD,
+    ))
+}
+
+/// Whether code for an architecture, such as `sm_80`, `sm_90a` or `compute_90`, runs on a device: machine code does within
+/// a major version, from its minor version on; PTX does from its version on; what is marked `a` does on that one alone.
+fn runs_on(built: &str, capability: (u32, u32)) -> bool {
+    let (kind, version) = built.split_once('_').unwrap_or_default();
+    let digits = version.trim_end_matches(char::is_alphabetic);
+    let Ok(number) = digits.parse::<u32>() else { return false };
+    let code = (number / 10, number % 10);
+    match (kind, &version[digits.len()..]) {
+        (_, "a") => code == capability,
+        ("compute", "") => code <= capability,
+        _ => code.0 == capability.0 && code.1 <= capability.1,
+    }
 }
 
 impl Drop for Modules {
@@ -150,5 +191,24 @@ impl Drop for Modules {
             // SAFETY: the device has been waited for, so no kernel of it runs. A failure leaves nothing to do.
             let _ = unsafe { module::unload(*module) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_runs_where_the_driver_would_load_it() {
+        let runs =
+            |built| [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 1)].map(|device| runs_on(built, device));
+        assert_eq!(runs("sm_80"), [true, true, true, false, false, false]);
+        assert_eq!(runs("sm_86"), [false, true, true, false, false, false]);
+        assert_eq!(runs("sm_90a"), [false, false, false, true, false, false]);
+        assert_eq!(runs("sm_120"), [false, false, false, false, false, true]);
+        assert_eq!(runs("compute_90"), [false, false, false, true, true, true]);
+        assert_eq!(runs("compute_90a"), [false, false, false, true, false, false]);
+        assert_eq!(runs("sm_100f"), [false, false, false, false, true, false]);
+        assert_eq!(runs("nonsense"), [false; 6]);
     }
 }

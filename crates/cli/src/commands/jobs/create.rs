@@ -24,8 +24,9 @@ use crate::{engine, interrupt, out};
 /// Makes a job, and follows it.
 pub(crate) fn run(args: &CreateArgs) -> Result<ExitCode, CliError> {
     let mut spec = spec(args)?;
-    spec.device = engine::resolve_device(&spec.device).to_owned();
     train::preflight(&spec)?;
+    // The job's spec, row and lease name the device that it runs on.
+    spec.device = engine::resolve_device(&spec.device, args.json)?;
     let piped = from_stdin(&spec)?;
     if !args.yes && !args.json && piped.is_none() && has_terminal() && !agreed(&spec)? {
         out::note("no job was made");

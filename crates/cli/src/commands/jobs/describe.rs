@@ -7,6 +7,7 @@ use std::time::Duration;
 use tunesmith_jobs::store::Job;
 use tunesmith_jobs::{State, Store};
 
+use super::event::memory_plan;
 use super::view::{View, words};
 use super::{grid, moment, open, watch};
 use crate::args::DescribeArgs;
@@ -69,7 +70,10 @@ fn text(store: &Store, job: &Job, view: &View) -> Result<String, CliError> {
         let (all, trained) = (thousands(view.tokens as usize), thousands(view.trained_tokens as usize));
         lines.say("tokens", &format!("{all}, of which {trained} counted in the loss"));
     }
-    lines.maybe("memory", view.peak_memory_bytes.map(|n| format!("{} at the peak", bytes(n))).as_deref());
+    lines.maybe("memory plan", view.memory_plan.as_ref().map(memory_plan).as_deref());
+    let peak = |n: Option<u64>| n.map(|n| format!("{} at the peak", bytes(n)));
+    lines.maybe("memory", peak(view.peak_memory_bytes).as_deref());
+    lines.maybe("device memory", peak(view.peak_device_memory_bytes).as_deref());
     if let Some(epochs) = view.options.get("epochs") {
         let rule = view.epochs_rule.as_ref().map(|rule| match rule.as_str() {
             Some(words) => format!(": {words}"),

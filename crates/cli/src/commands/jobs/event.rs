@@ -4,6 +4,7 @@ use serde_json::Value;
 use tunesmith_jobs::store::StoredEvent;
 
 use super::grid::plain;
+use crate::commands::quote::bytes;
 use crate::progress::thousands;
 
 /// An event in one line that a terminal only shows.
@@ -49,8 +50,56 @@ pub(super) fn sentence(event: &StoredEvent) -> String {
         "checkpoint" => format!("checkpoint at step {}", count("step")),
         "resumed" => format!("going on from step {}", count("step")),
         "stopped" => format!("stopped: {}", text("reason")),
-        "memory" => format!("peak memory {} bytes", rows("peak_bytes")),
+        "memory" => match data.get("device_peak_bytes").and_then(Value::as_u64) {
+            None => format!("peak memory {} bytes", rows("peak_bytes")),
+            Some(_) => {
+                format!(
+                    "peak memory {} bytes, {} on the device",
+                    rows("peak_bytes"),
+                    rows("device_peak_bytes")
+                )
+            }
+        },
+        "memory_plan" => format!("memory: {}", memory_plan(data)),
         other => format!("{} {}", plain(other), plain(&data.to_string())),
+    }
+}
+
+/// A memory plan in a line: how steps are cut, what is computed again, and the bytes.
+pub(super) fn memory_plan(data: &Value) -> String {
+    let count = |name: &str| data.get(name).and_then(Value::as_u64);
+    let tokens = thousands(count("micro_batch_tokens").unwrap_or_default() as usize);
+    let mut line = format!("micro-batches of up to {tokens} tokens, {}", layers(data.get("layers")));
+    for (what, name) in [("planned", "predicted_peak_bytes"), ("measured", "measured_peak_bytes")] {
+        if let Some(n) = count(name) {
+            line = format!("{line}, {} {what}", bytes(n));
+        }
+    }
+    if let Some(n) = count("available_bytes") {
+        line = format!("{line} of {}", bytes(n));
+    }
+    match data.get("failed").and_then(Value::as_str) {
+        Some(why) => format!("{line}; it did not hold: {}", plain(why)),
+        None => line,
+    }
+}
+
+/// `layers 0-11 recompute mlp, 12-31 none`, or that all are alike.
+fn layers(ranges: Option<&Value>) -> String {
+    let ranges = ranges.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let word = |range: &Value| plain(range.get("recompute").and_then(Value::as_str).unwrap_or_default());
+    let at = |range: &Value, end: &str| range.get(end).and_then(Value::as_u64).unwrap_or_default();
+    match ranges {
+        [] => "no layers".to_owned(),
+        [all] if word(all) == "none" => "nothing computed again".to_owned(),
+        [all] => format!("recompute {} in every layer", word(all)),
+        several => {
+            let one = |range: &Value| match (at(range, "first"), at(range, "last")) {
+                (first, last) if first == last => format!("{first}: {}", word(range)),
+                (first, last) => format!("{first}-{last}: {}", word(range)),
+            };
+            format!("recompute by layers ({})", several.iter().map(one).collect::<Vec<_>>().join(", "))
+        }
     }
 }
 
@@ -73,6 +122,31 @@ mod tests {
             "step 3/40  epoch 0.50  loss 2.2500  lr 1.00e-4  200 tokens/s"
         );
         assert_eq!(said("step", json!({ "step": 3, "total_steps": 40 })), "step 3/40");
+        let layers = json!([
+            { "first": 0, "last": 0, "recompute": "min" }, { "first": 1, "last": 31, "recompute": "none" }
+        ]);
+        assert_eq!(
+            said(
+                "memory_plan",
+                json!({
+                    "micro_batch_tokens": 4096, "layers": layers, "predicted_peak_bytes": 22_u64 << 30,
+                    "measured_peak_bytes": 21_u64 << 30, "available_bytes": 23_u64 << 30
+                })
+            ),
+            "memory: micro-batches of up to 4,096 tokens, recompute by layers (0: min, 1-31: none), 22.0 GiB planned, \
+             21.0 GiB measured of 23.0 GiB"
+        );
+        let failed = json!({
+            "micro_batch_tokens": 9, "layers": [{ "first": 0, "last": 3, "recompute": "mlp" }], "failed": "full\u{7}"
+        });
+        assert_eq!(
+            said("memory_plan", failed),
+            "memory: micro-batches of up to 9 tokens, recompute mlp in every layer; it did not hold: full\\u{7}"
+        );
+        assert_eq!(
+            said("memory", json!({ "peak_bytes": 1000, "device_peak_bytes": 2000 })),
+            "peak memory 1,000 bytes, 2,000 on the device"
+        );
         assert_eq!(said("warning", json!({ "message": "a\u{1b}[2Jb\n" })), "warning: a\\u{1b}[2Jb\\n");
         assert_eq!(said("evaluation", json!({ "step": 4 })), "evaluation after step 4  loss not a number");
         assert_eq!(

@@ -76,12 +76,11 @@ impl Booking {
     pub(crate) fn take(
         &mut self,
         job: &JobDir,
-        wanted: &str,
+        device: &str,
         stop: &StopFlag,
         quiet: bool,
     ) -> Result<Option<Started>, CliError> {
         let Some(store) = &mut self.store else { return Ok(None) };
-        let device = engine::resolve_device(wanted);
         if !store.end_validation(&self.id, self.fence, State::Queued, &AttemptEnd::default())? {
             return Err(lost(store, &self.id));
         }
@@ -223,10 +222,12 @@ fn obstacle(store: &Store, home: &Path, own: &Job, device: &str) -> Result<Optio
         // Nobody would start those that came before.
         return Ok(None);
     }
+    // Jobs of earlier versions, to which the supervisor gives GPUs where there are any.
+    let auto_takes = (device != "cpu") == (engine::devices().len() > 1);
     let ahead = |job: &&Job| {
         job.state == State::Queued
             && job.desired == Desired::Run
-            && (job.device_wanted == device || (job.device_wanted == "auto" && device == "cpu"))
+            && (job.device_wanted == device || (job.device_wanted == "auto" && auto_takes))
     };
     let live = store.live()?;
     let before = live.iter().take_while(|job| job.id != own.id).filter(ahead).count();

@@ -15,8 +15,8 @@ use super::{checkpoints, name, open, supervise};
 use crate::args::RetryArgs;
 use crate::commands::train;
 use crate::error::CliError;
-use crate::out;
 use crate::spec::JobSpec;
+use crate::{engine, out};
 
 /// Makes a new job of an old one.
 pub(crate) fn run(args: &RetryArgs) -> Result<(), CliError> {
@@ -32,7 +32,7 @@ pub(crate) fn run(args: &RetryArgs) -> Result<(), CliError> {
         });
     }
     let from = store.dir(&old.id);
-    let spec = SpecFile::read(&from)?.spec;
+    let mut spec = SpecFile::read(&from)?.spec;
     let resolved: JobSpec = serde_json::from_value(spec.clone()).map_err(|e| CliError::Input {
         code: "invalid_config",
         message: format!("the spec of job {} cannot be used any more: {e}", old.id),
@@ -42,6 +42,8 @@ pub(crate) fn run(args: &RetryArgs) -> Result<(), CliError> {
     let newest = if again.is_some() { None } else { checkpoints::newest(&from)? };
     let frozen = again.is_none() && from.join("data/manifest.json").exists();
     train::preflight_again(&resolved, !frozen)?;
+    // A job of an earlier version may not name its device.
+    spec["device"] = json!(engine::resolve_device(&resolved.device, args.json)?);
 
     let submission = Submission {
         priority: old.priority,

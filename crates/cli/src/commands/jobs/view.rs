@@ -53,6 +53,9 @@ pub(super) struct View {
     pub(super) validation_loss: Option<f64>,
     pub(super) learning_rate: Option<f64>,
     pub(super) peak_memory_bytes: Option<u64>,
+    pub(super) peak_device_memory_bytes: Option<u64>,
+    /// How the newest attempt planned its memory.
+    pub(super) memory_plan: Option<Value>,
     pub(super) device: Option<String>,
     pub(super) device_wanted: String,
     pub(super) attempts: u32,
@@ -126,6 +129,8 @@ impl View {
             validation_loss: progress.validation_loss,
             learning_rate: progress.learning_rate,
             peak_memory_bytes: progress.peak_bytes,
+            peak_device_memory_bytes: progress.device_peak_bytes,
+            memory_plan: store.events_of(&job.id, "memory_plan", 1)?.pop().map(|event| event.data),
             device: job.device.clone(),
             device_wanted: job.device_wanted.clone(),
             attempts: job.attempt,

@@ -147,6 +147,29 @@ fn a_device_is_waited_for_longer_each_time_and_never_counts() {
     assert_eq!((row(&reading).0, row(&reading).3), (State::Validating, Some(10)));
 }
 
+/// A kernel that is wrong fails at the same place each time: that must not go on for ever.
+#[test]
+fn a_device_that_fails_in_the_work_is_waited_for_and_counts() {
+    let failed = failure("device", "device_failed", "The GPU failed: cuStreamSynchronize reported 719");
+    let first = Ended { failure: Some(&failed), ..train(Exit::Code(69)) };
+    let reason = "tries again after 10 s: The GPU failed: cuStreamSynchronize reported 719";
+    assert_eq!(row(&first), (State::Queued, Some(reason.into()), 1, Some(10)));
+    assert_eq!(row(&Ended { stalls: 2, checkpoint: Some(41), ..first }).2, 0, "it got on");
+    let third = judge(&Ended { stalls: 2, ..first });
+    let told = third.failure.unwrap();
+    assert_eq!(
+        (third.state, told.class.as_str(), told.code.as_str()),
+        (State::Failed, "device", "device_failed")
+    );
+    assert!(
+        told.message.contains("3 times in a row") && told.message.contains("step 40"),
+        "{}",
+        told.message
+    );
+    let pausing = row(&Ended { desired: Desired::Pause, ..first });
+    assert_eq!((pausing.0, pausing.3), (State::Paused, None));
+}
+
 #[test]
 fn a_full_disk_pauses_the_job() {
     let full = failure("io", "disk_full", "cannot write `d`: the disk is full");
@@ -223,6 +246,7 @@ fn an_attempt_that_was_never_seen_to_start_costs_nothing() {
 fn no_verdict_is_an_illegal_step_or_contradicts_itself() {
     let memory = failure("memory", "insufficient_memory", "m");
     let full = failure("io", "disk_full", "f");
+    let failed = failure("device", "device_failed", "d");
     let success = JobResult::new("i", "n", Status::Success, "d".into());
     let exits = [0, 65, 69, 70, 74, 75, 130].map(Exit::Code).into_iter();
     for exit in exits.chain([Exit::Signal(9), Exit::Unknown, Exit::NotStarted]) {
@@ -230,7 +254,7 @@ fn no_verdict_is_an_illegal_step_or_contradicts_itself() {
             for killed in
                 [None, Some(Killed::Deaf), Some(Killed::Drained), Some(Killed::Hung(Duration::ZERO))]
             {
-                for told in [None, Some(&memory), Some(&full)] {
+                for told in [None, Some(&memory), Some(&full), Some(&failed)] {
                     for result in [None, Some(&success)] {
                         for ended in [train(exit), prepare(exit)] {
                             let ended = Ended { desired, killed, failure: told, result, stalls: 1, ..ended };
