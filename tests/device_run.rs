@@ -6,12 +6,12 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::rounded::Rounded;
 use common::tiny_model::{TARGETS, TinyModel, config};
 use common::whole_run;
 use tunesmith_data::{Example, Place};
-use tunesmith_emulator::{Emulator, Frugal, NEEDS, check, skipped};
+use tunesmith_emulator::{Emulator, Frugal, NEEDS, Record, check, skipped};
 use tunesmith_model::peft::LoadedTensor;
 use tunesmith_model::{Batch, Checkpoint, Decoder, Document, Keep, ModelConfig};
 use tunesmith_ops::{DeviceKernels, Kernels, RefKernels};
@@ -36,6 +36,13 @@ macro_rules! emulated {
 
 fn spec() -> ModelSpec {
     ModelSpec { hidden_size: 32, head_dim: 8, tie_word_embeddings: false, ..ModelSpec::tiny() }
+}
+
+/// A random model whose weights bf16 holds exactly.
+fn model() -> TinyModel {
+    let mut weights = tiny::weights(&spec(), 5).unwrap();
+    weights.values_mut().flat_map(|tensor| &mut tensor.data).for_each(|v| *v = check::round_bf16(*v));
+    TinyModel::with_weights(spec(), weights)
 }
 
 /// The model on `k` with a random adapter.
@@ -111,7 +118,7 @@ fn snapshot<K: Kernels>(trainer: &mut Trainer<K>) -> Snapshot {
 
 #[test]
 fn outcomes_read_late_are_those_that_are_waited_for() {
-    let model = TinyModel::new(spec(), 5);
+    let model = model();
     let data = rows(12, 12, 1);
     let batches: Vec<Vec<&Example>> = data.chunks(4).map(|rows| rows.iter().collect()).collect();
     emulated!(|d| {
@@ -244,7 +251,7 @@ fn filled<K: Kernels>(k: K, model: &TinyModel, data: &[Example], multiple: usize
 /// What fills a batch up changes no loss and no gradient: it has none itself, and nobody sees it.
 #[test]
 fn rows_that_fill_a_batch_up_change_nothing() {
-    let model = TinyModel::new(spec(), 5);
+    let model = model();
     let data = rows(5, 11, 6);
     // Sums of a gradient over more rows may be cut into other parts.
     let near = |got: &[f32], want: &[f32]| {
@@ -279,7 +286,7 @@ struct Watch {
     /// Asks to stop after so many micro-batches.
     last_beat: Option<usize>,
     /// Takes the device's memory away after so many.
-    close: Option<(usize, Arc<AtomicBool>)>,
+    close: Option<(usize, Arc<Record>)>,
 }
 
 impl Observer for Watch {
@@ -295,8 +302,8 @@ impl Observer for Watch {
 
     fn beat(&mut self) {
         self.beats += 1;
-        if let Some((_, closed)) = self.close.as_ref().filter(|(beats, _)| *beats == self.beats) {
-            closed.store(true, Ordering::SeqCst);
+        if let Some((_, record)) = self.close.as_ref().filter(|(beats, _)| *beats == self.beats) {
+            record.close();
         }
     }
 
@@ -359,16 +366,30 @@ fn kinds(events: &[Event]) -> Vec<(&'static str, usize)> {
     events.iter().map(kind).collect()
 }
 
+/// How far the losses of two runs are apart, in the mean over their steps and evaluations.
+fn distance(a: &Run, b: &Run) -> f64 {
+    let losses = |run: &Run| -> Vec<f64> {
+        let loss = |event: &Event| match event {
+            Event::Step { loss, .. } | Event::Evaluation { loss, .. } => Some(*loss),
+            _ => None,
+        };
+        run.watch.events.iter().filter_map(loss).collect()
+    };
+    let (a, b) = (losses(a), losses(b));
+    a.iter().zip(&b).map(|(a, b)| (a - b).abs()).sum::<f64>() / a.len() as f64
+}
+
 /// A device that runs ahead tells the same story as the CPU, in the same order, and snapshots are of their step: whoever
 /// looks at every step, or at none that it need not, gets the same bits.
 #[test]
 fn a_run_on_a_device_is_the_run_of_the_cpu() {
-    let model = TinyModel::new(spec(), 5);
+    let model = model();
     let (data, held) = (rows(18, 20, 7), rows(5, 20, 8));
     let all = (&model, data.as_slice(), held.as_slice());
     let config = settings();
     let cpu = run(RefKernels, all, &config, None, Watch::default()).ok().unwrap();
     assert_eq!((cpu.summary.steps, cpu.watch.points.len()), (10, 10));
+    let near = run(Rounded, all, &config, None, Watch::default()).ok().unwrap();
     emulated!(|d| {
         let d = Arc::new(d);
         let on_device = |resume, watch| {
@@ -381,9 +402,11 @@ fn a_run_on_a_device_is_the_run_of_the_cpu() {
             let (got, want) = (&got.1.state, &want.1.state);
             assert_eq!((got.tokens, got.trained_tokens), (want.tokens, want.trained_tokens));
             assert_eq!((got.step, got.epoch, got.batch), (want.step, want.epoch, want.batch));
-            let loss = |state: &RunState| state.train_loss.unwrap().0;
-            assert!((loss(got) - loss(want)).abs() < 5e-3, "{} and {}", loss(got), loss(want));
         }
+        // As far from the CPU's losses as the roundings of what is stored make it, and a little more for those inside an
+        // operation.
+        let (far, rounding) = (distance(&eager, &cpu), distance(&near, &cpu));
+        assert!(far <= 3.0 * rounding, "{far:.1e}, where rounding costs {rounding:.1e}");
         assert!(cpu.watch.beats + 1 == eager.watch.beats, "a beat for the warm-up");
 
         let lazy = on_device(None, Watch { lazy: true, ..Watch::default() });
@@ -441,7 +464,7 @@ fn a_run_on_a_device_names_the_rows_of_a_bad_step() {
 /// in the memory that was taken by the end of the second step.
 #[test]
 fn nothing_is_allocated_after_the_second_step() {
-    let model = TinyModel::new(spec(), 5);
+    let model = model();
     // The longest rows come late.
     let (mut data, held) = (rows(18, 30, 10), rows(7, 40, 11));
     let config = TrainConfig { evals_per_epoch: 2, ..settings() };
@@ -452,18 +475,46 @@ fn nothing_is_allocated_after_the_second_step() {
         data[row].trained = (0..len).map(|t| t > 0 && (t + at) % 3 > 0).collect();
     }
     let all = (&model, data.as_slice(), held.as_slice());
+    let run = |close_at: usize| {
+        let (d, record) = Frugal::new(Emulator::unwatched(4));
+        let close = Some((close_at, Arc::clone(&record)));
+        let watch = Watch { lazy: true, close, ..Watch::default() };
+        (run(DeviceKernels::new(d), all, &config, None, watch), record)
+    };
+    if !Emulator::available() {
+        return skipped(NEEDS);
+    }
+    // The warm-up, an evaluation, and two steps of two micro-batches.
+    let (whole, _) = run(1 + held.len().div_ceil(2) + 4);
+    assert_eq!(whole.map_err(|(error, _)| error).unwrap().summary.steps, 10);
+    // That it would show; and algorithms are tried out in the warm-up alone.
+    let (stopped, record) = run(1);
+    let (error, watch) = stopped.err().unwrap();
+    assert!(error.to_string().contains("where none should be any more"), "{error}");
+    let (tuning, tuned) = record.tuning();
+    assert!(!tuning && tuned > 0, "{tuned} products were tuned");
+    assert!(watch.beats < 1 + held.len().div_ceil(2) + 4, "all memory is there after the warm-up");
+}
+
+/// A warm-up leaves no trace, on the CPU or a device, and fits the workspace to the last row.
+#[test]
+fn a_warm_up_changes_nothing() {
+    fn steps<K: Kernels>(k: K, model: &TinyModel, data: &[Example], warm: bool) -> Snapshot {
+        let mut trainer = Trainer::new(decoder(k, model, &TARGETS), &settings(), 0.2, data).unwrap();
+        for rows in data.chunks(4) {
+            if warm {
+                trainer.warm_up().unwrap();
+                assert!(trainer.gradients().unwrap().iter().all(|g| *g == 0.0));
+            }
+            trainer.step(&rows.iter().collect::<Vec<_>>(), 1e-2).unwrap();
+        }
+        snapshot(&mut trainer)
+    }
+    let (model, data) = (model(), rows(8, 9, 12));
+    assert!(steps(RefKernels, &model, &data, true) == steps(RefKernels, &model, &data, false));
     emulated!(|d| {
-        let run = |close_at: usize| {
-            let (d, closed) = Frugal::new(Emulator::unwatched(4));
-            let close = Some((close_at, closed));
-            run(DeviceKernels::new(d), all, &config, None, Watch { lazy: true, close, ..Watch::default() })
-        };
-        drop(d);
-        // The warm-up, an evaluation, and two steps of two micro-batches.
-        let whole = run(1 + held.len().div_ceil(2) + 4).map_err(|(error, _)| error).unwrap();
-        assert_eq!(whole.summary.steps, 10);
-        // That it would show.
-        let (error, _) = run(1).err().unwrap();
-        assert!(error.to_string().contains("where none should be any more"), "{error}");
+        let (d, data) = (Arc::new(d), &data[..4]);
+        let run = |warm| steps(DeviceKernels::shared(Arc::clone(&d)), &model, data, warm);
+        assert!(run(true) == run(false));
     });
 }

@@ -30,6 +30,8 @@ import tables  # noqa: E402
 WORKERS = {"ours": "ours.py", "hf": "hf.py", "hf+liger": "hf.py", "unsloth": "unsloth_worker.py"}
 # A worker that does not end by itself is ended this long after its time.
 GRACE = 30
+# The card's own products and attention take about a minute and a half.
+FIRST = 240
 
 
 def arguments():
@@ -229,7 +231,7 @@ def write(args, facts: dict, file: Path):
         text += ["On the CPU, in small: whether the harness works, not who is faster. Peak: resident memory of the process.", ""]
     if records:
         text += tables.table(records, args.device, peak) + [""]
-    text += [*tables.ratios(records), *tables.loading(records), *tables.absent(records)]
+    text += [*tables.ratios(records), *tables.agreement(records), *tables.loading(records), *tables.absent(records)]
     if loss.exists():
         text += [*([""] if records else []), *json.loads(loss.read_text())["lines"]]
     text = "\n".join(text)
@@ -250,7 +252,11 @@ def main():
     names = args.model or (["mistral-7b", "llama-3-8b"] if args.device.startswith("cuda") else ["tiny"])
     facts, status = surroundings(args), 0
     if args.mode in ("first", "all") and args.device.startswith("cuda"):
-        subprocess.run([sys.executable, str(HERE / "first.py"), str(args.out / "first.json"), args.device], env=environment(args, "hf"), check=False)
+        command = [sys.executable, str(HERE / "first.py"), str(args.out / "first.json"), args.device]
+        try:
+            subprocess.run(command, env=environment(args, "hf"), check=False, timeout=FIRST)
+        except subprocess.TimeoutExpired:
+            print(f"first.py: cut after {FIRST} s; {args.out / 'first.json'} holds what it had", file=sys.stderr)
     if args.mode in ("loss", "all"):
         import loss
         status = loss.main(args, args.model or (["wide2"] if args.device.startswith("cuda") else ["tiny"]), program(args))

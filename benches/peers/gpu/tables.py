@@ -30,7 +30,7 @@ def newest(records: list) -> list:
 
 
 def gigabytes(n) -> str:
-    return "" if n is None else f"{n / 1e9:.1f}"
+    return "" if n is None else f"{n / 1e9:.1f}" if n >= 1e10 else f"{n / 1e9:.2f}"
 
 
 def row(record: dict, device: str, peak: float = models.MEASURED_PEAK) -> str:
@@ -91,6 +91,24 @@ def ratios(records: list) -> list:
     return out
 
 
+def agreement(records: list) -> list:
+    """How far the losses of an equal batch lie apart: all engines train the same adapter on the same ids, so this is the check that
+    they did the same work."""
+    batches = {}
+    for r in newest(records):
+        if r["phase"] == "equal" and r.get("ok"):
+            batches.setdefault((r["model"], batch_words(r)), []).append(r)
+    out = []
+    for (model, batch), found in batches.items():
+        steps = min(len(r["losses"]) for r in found)
+        gaps = [(spread(a["losses"][:steps], b["losses"][:steps])["most"], a, b) for i, a in enumerate(found) for b in found[:i]]
+        if gaps:
+            gap, a, b = max(gaps, key=lambda entry: entry[0])
+            who = " and ".join(f"{NAMES[r['engine']]} ({plan.setting_words(r['setting'])})" for r in (b, a))
+            out.append(f"{model}, {batch}: losses of the same step differ by at most {gap:.1e} over {steps} steps, between {who}")
+    return out
+
+
 def loading(records: list) -> list:
     """The fastest load of each model by each engine."""
     best = {}
@@ -98,7 +116,7 @@ def loading(records: list) -> list:
         if r.get("load_seconds") and r.get("model_bytes"):
             key = r["model"], r["engine"]
             best[key] = min(best.get(key, (float("inf"), 0)), (r["load_seconds"], r["model_bytes"]))
-    return [f"loading {model}, {size / 1e9:.1f} GB: {NAMES[engine]} {seconds:.2f} s ({size / 1e9 / seconds:.2f} GB/s)"
+    return [f"loading {model}, {gigabytes(size)} GB: {NAMES[engine]} {seconds:.2f} s ({size / 1e9 / seconds:.2f} GB/s)"
             for (model, engine), (seconds, size) in best.items()]
 
 

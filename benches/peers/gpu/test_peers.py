@@ -167,6 +167,13 @@ class Tables(unittest.TestCase):
         # Never across batches.
         self.assertEqual(tables.ratios([record(engine="ours"), record(rows=8)]), [])
 
+    def test_engines_did_the_same_work(self):
+        records = [record(losses=[5.0, 4.0, 3.0]), record(engine="ours", losses=[5.0, 4.5]), record(engine="unsloth", losses=[5.0, 4.1]),
+                   record(rows=8, losses=[9.0]), record(engine="ours", phase="best", losses=[1.0, 1.0]), record(engine="hf+liger", ok=False, memory=True)]
+        self.assertEqual(tables.agreement(records), ["mistral-7b, 16x2048: losses of the same step differ by at most 5.0e-01 over 2 steps, between "
+                                                     "tunesmith (keeps all) and PEFT (no checkpointing, bf16 adapter, cudnn)"])
+        self.assertIn("inf", tables.agreement([record(losses=[float("nan")]), record(engine="ours", losses=[1.0])])[0])
+
     def test_loading_and_absent(self):
         records = [record(load_seconds=10.0, model_bytes=14_500_000_000), record(load_seconds=8.0, model_bytes=14_500_000_000)]
         self.assertEqual(tables.loading(records), ["loading mistral-7b, 14.5 GB: PEFT 8.00 s (1.81 GB/s)"])

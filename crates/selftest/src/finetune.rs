@@ -22,23 +22,25 @@ use crate::recorded::RECORDED;
 pub const STEPS: usize = RECORDED.len();
 
 /// How far, in nats, the loss falls in all of them, at least.
-pub const FALL: f64 = 1.5;
+pub const FALL: f64 = 4.5;
 
 /// Learning rate of every step.
 const RATE: f64 = 5e-3;
 /// Documents of a step, and of a micro-batch: three of those make a step, the last one smaller.
 const DOCUMENTS: usize = 12;
 const MICRO: usize = 5;
-/// Norm that gradients are clipped to: in the first steps they are larger, in the last ones smaller.
-const CLIP: f64 = 1.0;
+/// Norm that gradients are clipped to: those in the middle of the run are larger, the first and the last smaller.
+const CLIP: f64 = 0.5;
 /// Tokens of the prompt and the reply that is generated.
 const PROMPT: usize = 5;
 const REPLY: usize = 8;
 
 /// How far from the stored numbers a run may be.
 ///
-/// Those of f32 hold between machines whose instruction sets sum in other orders. Those of bf16 are three times what
-/// storing everything rounded to bf16 costs the CPU over the same steps (`tests/finetune.rs` measures it).
+/// Those of f32 hold between machines whose instruction sets sum in other orders. Losses and norms of bf16 are three times
+/// what storing everything rounded to bf16 costs the CPU over the same steps: 1.7e-3 nats and 4.8e-3
+/// (`tests/finetune.rs` measures it). Through a cache a device runs another kernel, which rounds elsewhere: its logits may
+/// be two and a half times as far off as those of the emulator are, 8.3e-3.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerance {
     /// Largest distance of a loss, in nats.
@@ -54,7 +56,7 @@ impl Tolerance {
     pub const fn of(precision: Precision) -> Self {
         match precision {
             Precision::F32 => Self { loss: 1e-4, norm: 1e-3, logits: 1e-5 },
-            Precision::Bf16 => Self { loss: 2e-2, norm: 3e-2, logits: 2e-2 },
+            Precision::Bf16 => Self { loss: 5.5e-3, norm: 1.5e-2, logits: 2e-2 },
         }
     }
 }

@@ -82,6 +82,11 @@ impl Allowed {
     }
 }
 
+/// Values under which a root mean square says little: a rounding to bf16 costs 2^-8 at most, and 1.7e-3 on the average.
+const FEW_VALUES: usize = 16;
+/// How much more may be off where there are so few.
+const FEW_VALUES_FACTOR: f64 = 1.6;
+
 /// Runs an operation on the device: host values in, what it wrote out.
 pub(crate) type Run<'c, K> = &'c dyn Fn(&K, &[Vec<f32>]) -> Result<Host, Fault>;
 
@@ -182,7 +187,8 @@ impl<'a, K: Kernels> Lab<'a, K> {
         let want = (case.want)(&case.inputs);
         let mut worst: Option<(f64, Check)> = None;
         for (i, (name, allowed)) in case.outputs.iter().enumerate() {
-            let allowed = allowed.of(self.precision);
+            let few = got.get(i).is_some_and(|got| got.len() < FEW_VALUES);
+            let allowed = allowed.of(self.precision) * if few { FEW_VALUES_FACTOR } else { 1.0 };
             let failed = |text| Ok(Check::failed(case.op, case.shape.clone(), allowed, text));
             let (Some(got), Some(again), Some(want)) = (got.get(i), again.get(i), want.get(i)) else {
                 return failed(format!("there is no {name}"));

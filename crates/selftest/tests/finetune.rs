@@ -51,31 +51,38 @@ fn what_is_allowed_is_what_rounding_costs() {
     let pairs = || rounded.iter().zip(&exact);
     let loss = pairs().map(|(a, b)| (a.0 - b.0).abs()).fold(0.0, f64::max);
     let norm = pairs().map(|(a, b)| (a.1 / b.1 - 1.0).abs()).fold(0.0, f64::max);
-    let logits = run(Rounded, Precision::Bf16, STEPS).last().unwrap().error;
-    println!("rounding costs {loss:.2e} nats, {norm:.2e} of the norms, {logits:.2e} of the logits");
+    println!("rounding costs {loss:.2e} nats and {norm:.2e} of the norms");
     let allowed = Tolerance::of(Precision::Bf16);
-    for (cost, allowed) in [(loss, allowed.loss), (norm, allowed.norm), (logits, allowed.logits)] {
-        assert!(FACTOR * cost <= allowed && allowed <= 2.0 * FACTOR * cost, "{cost:.2e} for {allowed:.2e}");
+    for (cost, allowed) in [(loss, allowed.loss), (norm, allowed.norm)] {
+        assert!(FACTOR * cost <= allowed && allowed <= 1.5 * FACTOR * cost, "{cost:.2e} for {allowed:.2e}");
     }
     passes(Rounded, Precision::Bf16, STEPS);
 }
 
-/// Operations that are a little wrong are seen in the losses or the norms, also within what bf16 is allowed.
+/// Operations that are a little wrong are seen in the losses or the norms: all of them in f32, those that are wrong by
+/// more than what rounding costs within what bf16 is allowed too.
 #[test]
 fn a_broken_operation_shows() {
-    for mutation in [
-        ("attention", How::Documents),
-        ("attention_backward", How::Large),
-        ("gemm_full", How::Large),
-        ("rope", How::Position),
-        ("rms_norm_backward", How::Forgets),
-        ("linear_cross_entropy", How::Large),
-        ("adamw", How::SecondLarge),
-        ("swiglu_backward", How::SecondLarge),
+    for (mutation, also_in_bf16) in [
+        (("attention", How::Documents), true),
+        (("attention_backward", How::Large), false),
+        (("gemm_full", How::Large), true),
+        (("gemm", How::Large), true),
+        (("rope", How::Large), false),
+        (("rms_norm_backward", How::Forgets), true),
+        (("linear_cross_entropy", How::Large), true),
+        (("adamw", How::SecondLarge), true),
+        (("swiglu_backward", How::SecondLarge), false),
     ] {
-        for precision in [Precision::F32, Precision::Bf16] {
-            let checks = run(Broken::new(&RefKernels, mutation), precision, STEPS);
-            assert!(checks.iter().any(|c| !c.passed), "{mutation:?} within {precision:?}: {checks:#?}");
-        }
+        let checks = run(Broken::new(&RefKernels, mutation), Precision::F32, STEPS);
+        let failed = |loss, norm| {
+            checks.iter().any(|c| {
+                (c.name == "losses" && c.error > loss) || (c.name == "gradient norms" && c.error > norm)
+            })
+        };
+        assert!(checks.iter().any(|c| !c.passed), "{mutation:?}: {checks:#?}");
+        let allowed = Tolerance::of(Precision::Bf16);
+        let seen = failed(allowed.loss, allowed.norm);
+        assert!(seen || !also_in_bf16, "{mutation:?}: {checks:#?}");
     }
 }

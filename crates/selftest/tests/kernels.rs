@@ -25,9 +25,9 @@ fn table(checks: &[Check]) -> String {
     checks.iter().map(line).collect()
 }
 
-fn passes<K: Kernels>(k: &K, storage: Precision, size: Size) {
+fn passes<K: Kernels>(k: &K, precision: Precision, size: Size) {
     let mut told = 0;
-    let checks = kernels(k, storage, size, &mut |_| told += 1);
+    let checks = kernels(k, precision, size, &mut |_| told += 1);
     println!("{}", table(&checks));
     assert!(checks.iter().all(|c| c.passed), "{}", table(&checks));
     assert!(told == checks.len() && told > 60, "{told}");
@@ -52,14 +52,14 @@ fn devices_pass() {
 /// With one operation broken its own checks fail and no others, in the tight tolerances of f32 and in those of bf16.
 #[test]
 fn a_broken_operation_is_found_and_named() {
-    fn found<K: Kernels<Buf = Vec<f32>, Full = Vec<f32>>>(inner: K, storage: Precision) {
+    fn found<K: Kernels<Buf = Vec<f32>, Full = Vec<f32>>>(inner: K, precision: Precision) {
         for mutation in MUTATIONS {
             let broken = Broken::new(&inner, mutation);
-            let checks = kernels(&broken, storage, Size::Small, &mut |_| ());
+            let checks = kernels(&broken, precision, Size::Small, &mut |_| ());
             let failed: Vec<_> = checks.iter().filter(|c| !c.passed).collect();
             let (op, what) = mutation;
-            assert!(!failed.is_empty(), "{storage:?}: nobody sees that {op} {what:?}");
-            assert!(failed.iter().all(|c| c.name == op), "{storage:?}: {op} {what:?} fails {failed:?}");
+            assert!(!failed.is_empty(), "{precision:?}: nobody sees that {op} {what:?}");
+            assert!(failed.iter().all(|c| c.name == op), "{precision:?}: {op} {what:?} fails {failed:?}");
         }
     }
     found(RefKernels, Precision::F32);

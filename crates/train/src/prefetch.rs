@@ -95,3 +95,103 @@ fn prepared<T: Examples + ?Sized>(
     let rows: Vec<&Example> = rows.iter().map(AsRef::as_ref).collect();
     collator.step(&rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::thread::scope;
+
+    use tunesmith_data::Place;
+
+    use super::*;
+    use crate::plan::MicroBatches;
+
+    /// Rows of which one cannot be read.
+    struct Rows {
+        rows: Vec<Example>,
+        broken: Option<usize>,
+    }
+
+    impl Rows {
+        fn new(count: usize, broken: Option<usize>) -> Self {
+            let row = |i: usize| Example {
+                ids: vec![1; 2 + i % 3],
+                trained: (0..2 + i % 3).map(|t| t > 0).collect(),
+                place: Place::line(i),
+            };
+            Self { rows: (0..count).map(row).collect(), broken }
+        }
+    }
+
+    impl Examples for Rows {
+        fn len(&self) -> usize {
+            self.rows.len()
+        }
+        fn tokens(&self, i: usize) -> usize {
+            self.rows[i].ids.len()
+        }
+        fn trained_tokens(&self, i: usize) -> usize {
+            self.rows[i].trained_tokens()
+        }
+        fn get(&self, i: usize) -> Result<Cow<'_, Example>, tunesmith_data::Error> {
+            match self.broken {
+                Some(broken) if broken == i => {
+                    Err(tunesmith_data::Error::TooLongToPack { tokens: 1, budget: 0 })
+                }
+                _ => Ok(Cow::Borrowed(&self.rows[i])),
+            }
+        }
+    }
+
+    fn config() -> TrainConfig {
+        TrainConfig { batch_size: 4, seed: 9, ..TrainConfig::default() }
+    }
+
+    fn collator() -> Collator {
+        let lengths = std::iter::repeat_n(4, 10).collect();
+        Collator::new(&config(), MicroBatches::usual(&config(), &lengths, 1, 1), 1, false)
+    }
+
+    const START: Position = Position { step: 0, epoch: 0, batch: 0 };
+
+    #[test]
+    fn steps_come_in_their_order_from_wherever_a_run_goes_on() {
+        let rows = Rows::new(10, None);
+        let want: Vec<Vec<Place>> = (0..3)
+            .flat_map(|epoch| {
+                let order = epoch_order(9, epoch, 10);
+                order
+                    .chunks(4)
+                    .map(|batch| batch.iter().map(|&i| Place::line(i)).collect())
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        let mut at = START;
+        for start in 0..=9 {
+            scope(|scope| {
+                let mut steps = Prefetch::start(scope, &rows, collator(), &config(), at, 9).unwrap();
+                for want in &want[start..] {
+                    assert_eq!(steps.next().unwrap().places(), want, "from step {start}");
+                }
+                steps.next().unwrap_err();
+            });
+            at = at.next(3);
+        }
+        assert_eq!(at, Position { step: 10, epoch: 3, batch: 1 });
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_read_is_an_error_of_its_step() {
+        let third = epoch_order(9, 0, 10)[9];
+        let rows = Rows::new(10, Some(third));
+        scope(|scope| {
+            let mut steps = Prefetch::start(scope, &rows, collator(), &config(), START, 9).unwrap();
+            steps.next().unwrap();
+            steps.next().unwrap();
+            assert!(matches!(steps.next().unwrap_err(), Error::Data(_)));
+            steps.next().unwrap_err();
+        });
+        // Nobody has to take what was made.
+        scope(|scope| drop(Prefetch::start(scope, &rows, collator(), &config(), START, 9).unwrap()));
+    }
+}

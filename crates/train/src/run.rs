@@ -298,7 +298,6 @@ impl<K: Kernels, V: Examples + ?Sized> Run<'_, K, V> {
         if !matches!(queued, Ok(true)) {
             // What went wrong before this step comes first.
             self.drain()?;
-            self.since = None;
             return queued.map(|_| None);
         }
         self.position = self.position.next(self.per_epoch);
@@ -315,11 +314,14 @@ impl<K: Kernels, V: Examples + ?Sized> Run<'_, K, V> {
 
     /// Enters the outcomes that are there into the state, and tells of them.
     fn account(&mut self) -> Result<(), Error> {
-        for outcome in self.trainer.outcomes() {
-            let now = Instant::now();
-            let seconds = self.since.map_or(0.0, |since| (now - since).as_secs_f64());
-            self.since = self.trainer.is_pending().then_some(now);
+        let outcomes = self.trainer.timed_outcomes();
+        for (outcome, at) in outcomes {
+            let seconds = self.since.map_or(0.0, |since| at.saturating_duration_since(since).as_secs_f64());
+            self.since = Some(at);
             self.account_for(&outcome, seconds)?;
+        }
+        if !self.trainer.is_pending() {
+            self.since = None;
         }
         Ok(())
     }

@@ -1,24 +1,44 @@
-//! A device that can be told to give no more memory.
+//! A device that can be told to give no more memory, and tells what it was asked.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tunesmith_kernels::gpu::{DeviceMemory, Driver, Error, Gemm, Launch, Limits, Result};
 
-/// Another device, of which no memory can be had once it is closed: for tests that something takes all of
-/// its memory at its start.
+/// Another device, of which no memory can be had once it is closed: for tests that something takes all of its memory at
+/// its start.
 #[derive(Debug)]
 pub struct Frugal<D> {
     inner: D,
-    closed: Arc<AtomicBool>,
+    record: Arc<Record>,
+}
+
+/// What a [`Frugal`] was asked, and whether it is closed.
+#[derive(Debug, Default)]
+pub struct Record {
+    closed: AtomicBool,
+    tuning: AtomicBool,
+    tuned: AtomicUsize,
+}
+
+impl Record {
+    /// No more memory from now on.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether algorithms would be tried out now, and the products that were queued while they were.
+    pub fn tuning(&self) -> (bool, usize) {
+        (self.tuning.load(Ordering::SeqCst), self.tuned.load(Ordering::SeqCst))
+    }
 }
 
 impl<D> Frugal<D> {
-    /// `inner`, and what closes it when set.
-    pub fn new(inner: D) -> (Self, Arc<AtomicBool>) {
-        let closed = Arc::new(AtomicBool::new(false));
-        (Self { inner, closed: Arc::clone(&closed) }, closed)
+    /// `inner`, and the record of it.
+    pub fn new(inner: D) -> (Self, Arc<Record>) {
+        let record = Arc::default();
+        (Self { inner, record: Arc::clone(&record) }, record)
     }
 }
 
@@ -26,7 +46,7 @@ impl<D: Driver> Driver for Frugal<D> {
     type Memory = D::Memory;
 
     fn alloc(&self, bytes: usize) -> Result<D::Memory> {
-        if self.closed.load(Ordering::SeqCst) {
+        if self.record.closed.load(Ordering::SeqCst) {
             let text = format!("{bytes} bytes are asked for where none should be any more");
             return Err(Error::Device { call: "alloc".to_owned(), text });
         }
@@ -52,6 +72,9 @@ impl<D: Driver> Driver for Frugal<D> {
         unsafe { self.inner.launch(launch) }
     }
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        if self.record.tuning.load(Ordering::SeqCst) {
+            self.record.tuned.fetch_add(1, Ordering::SeqCst);
+        }
         // SAFETY: the caller's promise.
         unsafe { self.inner.gemm(gemm) }
     }
@@ -68,6 +91,7 @@ impl<D: Driver> Driver for Frugal<D> {
         self.inner.wait(download, to)
     }
     fn tune(&self, on: bool) {
+        self.record.tuning.store(on, Ordering::SeqCst);
         self.inner.tune(on);
     }
 

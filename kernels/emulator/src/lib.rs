@@ -21,7 +21,7 @@ mod native;
 mod native;
 
 pub use emulator::Emulator;
-pub use frugal::Frugal;
+pub use frugal::{Frugal, Record};
 pub use memory::Memory;
 
 use std::io::Write as _;

@@ -61,7 +61,20 @@ impl From<MicroBatch> for Origin {
     }
 }
 
+impl PreparedStep {
+    /// Where its rows stand in the data.
+    #[cfg(test)]
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.places
+    }
+}
+
 impl Collator {
+    /// For micro-batches cut in this way, filled up to a multiple of `multiple` rows.
+    pub(crate) fn new(config: &TrainConfig, cut: MicroBatches, multiple: usize, dropout: bool) -> Self {
+        Self { config: config.clone(), cut, multiple, dropout }
+    }
+
     /// The micro-batches of a step.
     ///
     /// # Errors

@@ -32,7 +32,7 @@ impl<K: Kernels> Trainer<K> {
         let (second_moment, guard) = (k.zeros_full(n)?, k.guard()?);
         let (cut, dropout) = (MicroBatches::none(), lora_dropout > 0.0);
         Ok(Self {
-            collator: Collator { config: config.clone(), cut, multiple, dropout },
+            collator: Collator::new(config, cut, multiple, dropout),
             lora_dropout,
             gradients,
             first_moment,

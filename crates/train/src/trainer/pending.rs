@@ -1,6 +1,7 @@
 //! What is queued on the device and not read yet.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use tunesmith_data::Place;
 use tunesmith_ops::Kernels;
@@ -18,7 +19,8 @@ pub(super) struct Pending<L> {
     losses: usize,
     /// Sum of the token losses that were read of the oldest step that is not whole yet.
     sum: f64,
-    outcomes: Vec<StepOutcome>,
+    /// With the time at which each was known.
+    outcomes: Vec<(StepOutcome, Instant)>,
 }
 
 #[derive(Debug)]
@@ -79,7 +81,7 @@ impl<L> Pending<L> {
     }
 
     /// The outcomes of steps that nobody has taken yet, in their order.
-    pub(super) fn take_outcomes(&mut self) -> Vec<StepOutcome> {
+    pub(super) fn take_outcomes(&mut self) -> Vec<(StepOutcome, Instant)> {
         std::mem::take(&mut self.outcomes)
     }
 
@@ -110,7 +112,7 @@ impl<L> Pending<L> {
                 }
                 Of::Update(update) => {
                     let sum = self.take_sum();
-                    self.outcomes.push(update.outcome(step, sum, &values)?);
+                    self.outcomes.push((update.outcome(step, sum, &values)?, Instant::now()));
                 }
             }
         }

@@ -23,12 +23,7 @@ pub(super) fn start_driver() -> Result<(u32, u32)> {
             format!("Install an NVIDIA driver that supports CUDA {}; {CONTAINER}", dotted(NEEDED)),
         ));
     }
-    // A file of that name need not be a driver, and a symbol that is missing later would end the program.
-    let is_driver = |symbol: &[u8]| {
-        // SAFETY: the library is there, and the symbol is looked up without being called.
-        unsafe { sys::culib().get::<unsafe extern "C" fn()>(symbol) }.is_ok()
-    };
-    if ![&b"cuInit\0"[..], b"cuDriverGetVersion\0", b"cuMemAllocAsync\0"].into_iter().all(is_driver) {
+    if !is_driver() {
         return Err(unavailable(
             "the libcuda that was found is no NVIDIA driver: it lacks the driver's functions",
             "Take its folder out of LD_LIBRARY_PATH, or install the driver anew",
@@ -69,6 +64,16 @@ pub(super) fn start_driver() -> Result<(u32, u32)> {
         ),
     })?;
     Ok((version as u32 / 1000, version as u32 % 1000 / 10))
+}
+
+/// Whether the libcuda that was found, and one must have been, is a driver's: a file of that name need not be, and a symbol that
+/// is missing later would end the program.
+pub(super) fn is_driver() -> bool {
+    let has = |symbol: &[u8]| {
+        // SAFETY: the library is there, and the symbol is looked up without being called.
+        unsafe { sys::culib().get::<unsafe extern "C" fn()>(symbol) }.is_ok()
+    };
+    [&b"cuInit\0"[..], b"cuDriverGetVersion\0", b"cuMemAllocAsync\0"].into_iter().all(has)
 }
 
 const CONTAINER: &str = "in a container, start it with access to the GPUs";

@@ -11,7 +11,7 @@ impl Cuda {
     /// driver that does not start has at least one to not start for.
     pub fn count() -> usize {
         // SAFETY: loading the driver runs nothing but its initialisers.
-        if !unsafe { sys::is_culib_present() } {
+        if !unsafe { sys::is_culib_present() } || !super::library::is_driver() {
             return 0;
         }
         match result::init() {
