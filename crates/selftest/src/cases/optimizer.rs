@@ -129,14 +129,14 @@ fn updates<K: Kernels>(lab: &mut Lab<'_, K>) {
         shape: "a NaN among the losses, then a new start".to_owned(),
         inputs: lost,
         run: &|k, x| {
-            let mut out = update(k, x, true)?;
-            Ok(vec![out.swap_remove(0), out.pop().unwrap_or_default()])
+            let told = update(k, x, true)?.pop().unwrap_or_default();
+            Ok(vec![told.into_iter().skip(2).step_by(3).collect()])
         },
         want: &|x| {
-            let mut out = wanted(x, true);
-            vec![out.swap_remove(0), out.pop().unwrap_or_default()]
+            let told = wanted(x, true).pop().unwrap_or_default();
+            vec![told.into_iter().skip(2).step_by(3).collect()]
         },
-        outputs: &[("p", Allowed::F32), ("norm, factor and whether it took place", Allowed::F32)],
+        outputs: &[("which updates took place", Allowed::Exact)],
         nan: None,
     });
 }
