@@ -80,6 +80,7 @@ fn a_run_leaves_the_whole_job_directory() {
         [
             "data",
             "data",
+            "memory_plan",
             "plan",
             "evaluation",
             "step",

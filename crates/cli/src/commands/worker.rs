@@ -82,7 +82,10 @@ fn work(run: &mut Run<'_>, stage: Stage) -> Result<(), CliError> {
         Stage::Prepare if run.job.read_manifest::<Value>()?.is_some() => Ok(()),
         Stage::Prepare => engine::prepare(run).map(drop),
         Stage::Train => {
-            if run.spec.device == "auto" {
+            if run.device == "auto" {
+                // Nobody chose a device: a stage that is run by hand.
+                run.device = engine::resolve_device("auto", false)?;
+            } else if run.spec.device == "auto" {
                 // A job of an earlier version, whose device the supervisor chose.
                 engine::trust_device(&run.device, false)?;
             }

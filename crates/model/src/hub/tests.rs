@@ -211,6 +211,29 @@ fn shards_follow_from_the_index() {
 }
 
 #[test]
+fn weights_are_left_out_when_they_are_not_wanted_and_come_later() {
+    for site in [single(), sharded()] {
+        let (hub, cache) = (Hub::start(site), tempfile::tempdir().unwrap());
+        let mut options = options(&hub, &cache);
+        options.without_weights = true;
+        let dir = get("org/tiny", &options).unwrap();
+        let small = names(&dir);
+        assert!(small.iter().any(|name| name == "config.json"), "{small:?}");
+        assert!(small.iter().all(|name| !name.ends_with(".safetensors")), "{small:?}");
+        let refs = cache.path().join("models--org--tiny/refs/main");
+        assert!(!refs.exists(), "no whole model is noted");
+        options.without_weights = false;
+        let whole = get("org/tiny", &options).unwrap();
+        assert_eq!(whole, dir);
+        assert!(Checkpoint::open(&whole).is_ok() && refs.exists());
+        // Where all is there, less is too.
+        options.without_weights = true;
+        let count = hub.count();
+        assert_eq!((get("org/tiny", &options).unwrap(), hub.count()), (dir, count));
+    }
+}
+
+#[test]
 fn a_broken_connection_is_continued() {
     let site = Site { break_once: Some("model.safetensors".into()), ..single() };
     let (hub, cache) = (Hub::start(site.clone()), tempfile::tempdir().unwrap());
