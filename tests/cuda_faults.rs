@@ -44,6 +44,9 @@ static STAND_IN: LazyLock<Option<(PathBuf, PathBuf)>> = LazyLock::new(|| {
     Some((root.clone(), root.join("kernels")))
 });
 
+/// Variables of the environment.
+type Settings<'a> = &'a [(&'a str, &'a str)];
+
 /// How a process ended.
 #[derive(Debug)]
 struct Ran {
@@ -108,7 +111,7 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    fn command(&self, args: &[&str], settings: &[(&str, &str)]) -> Command {
+    fn command(&self, args: &[&str], settings: Settings<'_>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tunesmith"));
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
         command.envs(self.settings.iter().map(|(name, value)| (name, value))).envs(settings.iter().copied());
@@ -117,7 +120,7 @@ impl Bench {
 
     /// Runs the program to its end, which has to come.
     #[track_caller]
-    fn run(&self, args: &[&str], settings: &[(&str, &str)]) -> Ran {
+    fn run(&self, args: &[&str], settings: Settings<'_>) -> Ran {
         let (out, err) = (self.path("stdout"), self.path("stderr"));
         let mut command = self.command(args, settings);
         let file = |path: &Path| fs::File::create(path).unwrap();
@@ -151,7 +154,7 @@ impl Bench {
         dir
     }
 
-    fn work(&self, job: &Path, settings: &[(&str, &str)]) -> Ran {
+    fn work(&self, job: &Path, settings: Settings<'_>) -> Ran {
         self.run(&["worker", job.to_str().unwrap(), "--stage", "train"], settings)
     }
 }
@@ -266,7 +269,7 @@ fn a_device_that_is_taken_or_full_is_waited_for() {
     let nearly_full = [("FAKE_MEMORY", "40000000"), ("FAKE_OTHERS", "20000000")];
     let foreign = [("FAKE_FAIL", "cuModuleLoadData@1:209")];
     let no_host_memory = [("FAKE_FAIL", "cuMemHostAlloc@1:2")];
-    let cases: [(&[(&str, &str)], &str); 5] = [
+    let cases: [(Settings<'_>, &str); 5] = [
         (&no_host_memory, " of page-locked host memory could not be had: \"out of memory\""),
         (&exclusive, "`Fake GPU` is taken by another program, and its compute mode allows one at a time"),
         (&full, "are in use by other programs, and not even a context fits: \"out of memory\""),
@@ -290,16 +293,27 @@ fn a_device_that_is_taken_or_full_is_waited_for() {
     bench.work(&job, &[]).ended(0, "");
 }
 
-/// The plan sees it before anything is allocated.
+/// What is known beforehand not to fit is refused before a weight is read; what turns out not to is planned again.
 #[test]
 fn memory_that_is_too_small_is_said_with_numbers() {
-    let Some(bench) = Bench::new() else { return };
+    let (Some(bench), Some(calls)) = (Bench::new(), whole_run()) else { return };
     let job = bench.prepared();
-    // Room for cuBLASLt's workspace and little more.
-    let ran = bench.work(&job, &[("FAKE_MEMORY", "40000000")]);
-    ran.ended(69, "Not enough memory: ").ended(69, " bytes) are needed and ").ended(69, "hint: ");
+    let ran = bench.work(&job, &[("FAKE_MEMORY", "200000000")]);
+    ran.ended(69, "Not enough memory: ")
+        .ended(69, " bytes) are needed and ")
+        .ended(69, " bytes) can be had; ");
     let failure = AttemptFailure::read(&job).unwrap().unwrap().error;
     assert_eq!((failure.class.as_str(), failure.code.as_str()), ("memory", "insufficient_memory"));
+    assert!(failure.hint.unwrap().contains("take a device with "));
+
+    // A device that has free what it then does not give: from the middle of what is allocated on, after the weights.
+    let fail = format!("cuMemAllocAsync@{}+:2", calls["cuMemAllocAsync"] * 9 / 10);
+    let ran = bench.work(&job, &[("FAKE_FAIL", &fail)]);
+    ran.ended(69, "Not enough device memory: ").ended(69, "could not be allocated; of ");
+    assert!(ran.stderr.contains(", with micro-batches of up to "), "{ran:#?}");
+    let failure = AttemptFailure::read(&job).unwrap().unwrap().error;
+    assert_eq!((failure.class.as_str(), failure.code.as_str()), ("memory", "insufficient_memory"));
+    assert!(failure.hint.unwrap().contains("needs less memory"));
     bench.work(&job, &[]).ended(0, "");
 }
 
@@ -404,7 +418,7 @@ fn the_supervisor_tries_again_later_and_the_job_goes_on() {
             std::thread::sleep(Duration::from_millis(20));
         }
     };
-    let serve = |settings: &[(&str, &str)]| {
+    let serve = |settings: Settings<'_>| {
         let mut command = bench.command(&["serve", "--device", "cuda:0"], settings);
         Served(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     };

@@ -28,6 +28,8 @@ struct Seen {
     name: String,
     /// Replies.
     previews: Value,
+    /// The memory plan.
+    memory: Value,
 }
 
 fn run(sets: &[&str]) -> Seen {
@@ -72,6 +74,7 @@ fn run(sets: &[&str]) -> Seen {
         held_out: fs::read_to_string(job.join("data/validation.jsonl")).unwrap_or_default(),
         name: card.lines().find(|l| l.starts_with("# ")).unwrap().to_owned(),
         previews: read_json(&job.join("result.json"))["previews"].clone(),
+        memory: of("memory_plan")[0].clone(),
     }
 }
 
@@ -196,10 +199,23 @@ fn keys_of_train() {
         (&["train.evals_per_epoch=2"], &["evaluations"]),
         (&["train.evals_per_epoch=0"], &["evaluations"]),
         // These only choose how the same numbers are come by.
+        (&["train.recompute=auto"], &[]),
+        (&["train.recompute=none"], &[]),
         (&["train.recompute=mlp"], &[]),
         (&["train.recompute=min2"], &[]),
         (&["train.recompute=min"], &[]),
+        (&["train.memory_limit=4GiB"], &[]),
     ]);
+    // What they do choose is in the memory plan: `recompute` what layers compute again, `memory_limit` how much fits.
+    let modes = |sets: &[&str]| run(sets).memory["layers"].clone();
+    let all = |word: &str| json!([{ "first": 0, "last": 3, "recompute": word }]);
+    assert_eq!((modes(&[]), modes(&["train.recompute=none"])), (all("none"), all("none")));
+    assert_eq!((modes(&["train.recompute=mlp"]), modes(&["train.recompute=min"])), (all("mlp"), all("min")));
+    let needed = |part: &str| plain.memory.pointer(part).and_then(Value::as_u64).unwrap();
+    let less = needed("/predicted_peak_bytes") - needed("/bytes/activations") / 4;
+    let limited = run(&[&format!("train.memory_limit={less}")]);
+    assert_ne!(limited.memory["layers"], plain.memory["layers"]);
+    assert_eq!(limited.memory["limit_bytes"], less);
     // 8 rows in two steps an epoch need more epochs than there may be.
     for (sets, epochs) in
         [(&["train.epochs=auto"][..], 10), (&["train.epochs=auto", "train.max_epochs=3"], 3)]

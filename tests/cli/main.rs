@@ -10,6 +10,7 @@ mod config;
 mod generate;
 mod jobs;
 mod keys;
+mod plan;
 mod quote;
 mod selftest;
 mod support;

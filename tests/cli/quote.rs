@@ -72,6 +72,7 @@ fn the_job_then_does_what_was_quoted() {
     assert!(measured["steps"].as_u64().unwrap() >= 1 && measured["seconds"].as_f64().unwrap() > 0.0);
     assert!(quote["estimate"]["seconds"].as_f64().unwrap() > 0.0);
     assert_ne!(measured["joules"].is_null(), measured["joules_unknown"].is_null());
+    assert_eq!((&measured["device_peak_bytes"], measured["peak_bytes"].is_u64()), (&Value::Null, true));
     // The header of the file is all that it has beside the parameters.
     let adapter = fs::metadata(job.join("adapter/adapter_model.safetensors")).unwrap().len();
     let quoted = quote["disk"]["adapter_bytes"].as_u64().unwrap();

@@ -145,6 +145,9 @@ class Tables(unittest.TestCase):
         self.assertIn("4x2048 (best)", tables.row(record(phase="best", rows=4), "cuda:0"))
         self.assertNotIn("%", tables.row(record(length=0, rows=64), "cuda:0"))
         self.assertNotIn("%", tables.row(record(), "cpu"))
+        text = tables.row(record(engine="ours", extra_compute=0.5, plan=dict(micro_batch_tokens=16384)), "cuda:0")
+        for part in ("tunesmith", "planned", "16,384 tokens", "38.7%", "58.1%"):
+            self.assertIn(part, text)
         for failed, words in ((dict(memory=True), "does not fit"), (dict(memory=False, why="it broke"), "failed: it broke")):
             text = tables.row(record(ok=False, **failed), "cuda:0")
             self.assertIn(words, text)
@@ -162,7 +165,7 @@ class Tables(unittest.TestCase):
                    record(engine="unsloth", rate=15_000.0), record(engine="hf+liger", ok=False, memory=False, why="no")]
         lines = tables.ratios(records)
         self.assertEqual(len(lines), 2)
-        self.assertIn("18,000 tokens/s (keeps all) = 1.50 x PEFT's best (12,000; no checkpointing, fp32 adapter, cudnn, micro-batch 4); peak memory 0.50", lines[0])
+        self.assertIn("18,000 tokens/s (planned) = 1.50 x PEFT's best (12,000; no checkpointing, fp32 adapter, cudnn, micro-batch 4); peak memory 0.50", lines[0])
         self.assertIn("= 1.20 x Unsloth's best", lines[1])
         # Never across batches.
         self.assertEqual(tables.ratios([record(engine="ours"), record(rows=8)]), [])
@@ -171,7 +174,7 @@ class Tables(unittest.TestCase):
         records = [record(losses=[5.0, 4.0, 3.0]), record(engine="ours", losses=[5.0, 4.5]), record(engine="unsloth", losses=[5.0, 4.1]),
                    record(rows=8, losses=[9.0]), record(engine="ours", phase="best", losses=[1.0, 1.0]), record(engine="hf+liger", ok=False, memory=True)]
         self.assertEqual(tables.agreement(records), ["mistral-7b, 16x2048: losses of the same step differ by at most 5.0e-01 over 2 steps, between "
-                                                     "tunesmith (keeps all) and PEFT (no checkpointing, bf16 adapter, cudnn)"])
+                                                     "tunesmith (planned) and PEFT (no checkpointing, bf16 adapter, cudnn)"])
         self.assertIn("inf", tables.agreement([record(losses=[float("nan")]), record(engine="ours", losses=[1.0])])[0])
 
     def test_loading_and_absent(self):

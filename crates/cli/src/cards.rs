@@ -21,9 +21,15 @@ impl Card {
     /// All names there are.
     pub fn find(name: &str) -> Result<&'static Self, String> {
         let asked = plain(name);
-        let same =
-            |card: &&Self| plain(card.name) == asked || plain(card.name).strip_prefix("rtx") == Some(&*asked);
-        CARDS.iter().find(same).ok_or_else(|| {
+        let same = |asked: &str| {
+            let named = |card: &&Self| {
+                let name = plain(card.name);
+                name == asked || name.strip_prefix("rtx") == Some(asked)
+            };
+            CARDS.iter().find(named)
+        };
+        // A card with one size of memory may be named with it.
+        same(&asked).or_else(|| same(without_size(&asked)?)).ok_or_else(|| {
             let names: Vec<&str> = CARDS.iter().map(|card| card.name).collect();
             format!("no card of this name is known; known are {}", names.join(", "))
         })
@@ -37,16 +43,19 @@ fn plain(name: &str) -> String {
     for word in ["nvidia", "geforce"] {
         text = text.strip_prefix(word).map_or(text.clone(), str::to_owned);
     }
-    // A card with one size of memory may be named with it.
-    for card in
-        ["rtx3090", "rtx4080", "rtx4090", "rtx5090", "l4", "l40s", "a10", "h200", "b200", "a5000", "a6000"]
-    {
-        let size = text.strip_prefix(card).and_then(|end| end.strip_suffix("gb"));
-        if size.is_some_and(|size| !size.is_empty() && size.chars().all(|c| c.is_ascii_digit())) {
-            card.clone_into(&mut text);
-        }
-    }
     text
+}
+
+/// `rtx409024gb` without its size in GB, which has two digits or three.
+fn without_size(name: &str) -> Option<&str> {
+    let name = name.strip_suffix("gb")?;
+    // A model's number ends where the size begins; sizes do not begin with 0.
+    [2, 3].into_iter().find_map(|digits| {
+        let (model, size) = name.split_at_checked(name.len().checked_sub(digits)?)?;
+        let is_size = size.chars().all(|c| c.is_ascii_digit()) && !size.starts_with('0');
+        (is_size && CARDS.iter().any(|card| plain(card.name).ends_with(model) && !model.is_empty()))
+            .then_some(model)
+    })
 }
 
 const fn card(name: &'static str, mib: u64) -> Card {

@@ -54,6 +54,12 @@ impl Storage {
         }
     }
 
+    /// Bytes of the table that updates refresh copies by ([`crate::Kernels::copies`]), for so many parameters in so many
+    /// matrices; on the CPU it is small and not counted.
+    pub fn copies_bytes(self, parameters: usize, matrices: usize) -> u64 {
+        if self.device { crate::device::bytes::copies(parameters, matrices) } else { 0 }
+    }
+
     /// Most bytes that the backend holds beside its callers' buffers and the logits: lists of rows and tiles, statistics
     /// of the attention, sums. On the CPU they are small and not counted.
     pub fn call_bytes(self, calls: &Calls) -> u64 {

@@ -12,6 +12,8 @@ const OP: &str = "adamw";
 const THREADS: usize = 256;
 /// Values of a block.
 const CHUNK: usize = 4 * THREADS;
+/// Numbers of a segment in the table on the device.
+const WORDS: usize = 12;
 
 /// The flat buffers of all trained parameters, each `[n]` f32.
 #[derive(Debug)]
@@ -87,6 +89,11 @@ impl<D: Driver> Copies<D> {
         let (first, segments) = (Slice::from_host(d, &first)?, Slice::from_host(d, &words)?);
         Ok(Self { first, segments, count: sorted.len(), n, to })
     }
+}
+
+/// Bytes of a table of [`Copies`] for `n` parameters in `segments` segments.
+pub fn table_bytes(n: usize, segments: usize) -> usize {
+    (n.div_ceil(CHUNK) + segments * WORDS) * size_of::<u32>()
 }
 
 /// The copies to make in an update: `to` is the slices that the table was made for, in the same order.
@@ -185,11 +192,11 @@ fn constants(step: AdamW) -> [f32; 7] {
 }
 
 /// `Segment` of `adamw.cu`, for a slice at `base`.
-fn words(s: &Segment, base: u64) -> [u32; 12] {
+fn words(s: &Segment, base: u64) -> [u32; WORDS] {
     let to = base + (s.at * size_of::<bf16>()) as u64;
     let fours = [s.start, s.cols, s.ld].iter().all(|v| v.is_multiple_of(4));
     let whole = fours && to.is_multiple_of(8);
-    let mut out = [0; 12];
+    let mut out = [0; WORDS];
     for (i, v) in [s.start as u64, (s.rows * s.cols) as u64, to, s.ld as u64].into_iter().enumerate() {
         out[2 * i] = v as u32;
         out[2 * i + 1] = (v >> 32) as u32;

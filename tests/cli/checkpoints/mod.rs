@@ -99,7 +99,7 @@ fn outcome(job: &Path) -> Outcome {
         result.as_object_mut().unwrap().shift_remove(key).unwrap();
     }
     // Measured, as wall time is.
-    for key in ["joules", "joules_of", "joules_unknown"] {
+    for key in ["joules", "joules_of", "joules_unknown", "peak_bytes", "device_peak_bytes"] {
         result.as_object_mut().unwrap().shift_remove(key);
     }
     let card = fs::read_to_string(job.join("adapter/README.md")).unwrap();

@@ -114,7 +114,7 @@ pub(crate) struct PlanArgs {
     /// What overrides the file.
     #[command(flatten)]
     pub(crate) overrides: Overrides,
-    /// Plan for a card that need not be here, such as \"RTX 4090\" or H200
+    /// Plan for a card that need not be here, such as `RTX 4090` or `H200`
     #[arg(long, value_name = "NAME", value_parser = Card::find, conflicts_with_all = ["memory_limit", "device"])]
     pub(crate) card: Option<&'static Card>,
     /// Print one JSON object

@@ -100,6 +100,14 @@ impl Footprint {
         (self.layout.len() * FULL) as u64
     }
 
+    /// The table of the places where the augmented matrices have their copies: two matrices for each update.
+    pub fn copies(&self) -> u64 {
+        if self.layout.is_empty() {
+            return 0;
+        }
+        self.storage.copies_bytes(self.layout.len(), 2 * self.layout.slots().len())
+    }
+
     /// Gradients and both moments of AdamW, which a trainer holds beside them.
     pub fn states(&self) -> u64 {
         3 * self.parameters()
@@ -129,11 +137,11 @@ impl Footprint {
         self.kept(tokens, Keep::Input) + self.bytes(tokens, self.shared_of(false, Keep::Input, false))
     }
 
-    /// Keys and values of a text of up to `capacity` tokens, and the workspace that it is read with:
+    /// Keys and values of a text of up to `capacity` tokens, the workspace that it is read with, and the logits of a token:
     /// [`super::Decoder::cache`].
     pub fn cache(&self, capacity: usize, chunk: usize) -> u64 {
         let width = 2 * self.config.key_value_size();
-        let values = self.layers() * capacity * width;
+        let values = self.layers() * capacity * width + self.config.vocab_size;
         (values * self.storage.bytes) as u64 + self.evaluation(chunk.clamp(1, capacity.max(1)))
     }
 

@@ -1,12 +1,17 @@
 //! What [`super::DeviceKernels`] holds beside its callers' buffers, in bytes.
 
-use tunesmith_kernels::gpu::{attention, norm};
+use tunesmith_kernels::gpu::{adamw, attention, norm};
 
 use super::{logits_rows, memo};
 use crate::Calls;
 
-/// Tables of the update, which have a few numbers for each matrix and each thousand parameters, and what a guard keeps.
-const TABLES: usize = 1 << 18;
+/// What a guard keeps.
+const GUARD: usize = 8 * norm::PARTIALS + 4 * (norm::OUT + norm::GUARD);
+
+/// The table that updates refresh copies by.
+pub(crate) fn copies(parameters: usize, matrices: usize) -> u64 {
+    adamw::table_bytes(parameters, matrices) as u64
+}
 
 /// Logits of one chunk, bf16, in rows that start at multiples of 16 bytes.
 pub(crate) fn logits(calls: &Calls) -> u64 {
@@ -18,7 +23,7 @@ pub(crate) fn logits(calls: &Calls) -> u64 {
 pub(crate) fn lists(calls: &Calls) -> u64 {
     let Calls { rows, training, dropout, heads, head_dim, width, positions, .. } = *calls;
     let statistics = if training { attention::backward_scratch(rows, heads) } else { 0 };
-    let once = 4 * rows + 4 * statistics.max(norm::OUT) + 8 * norm::PARTIALS + TABLES;
+    let once = 4 * rows + 4 * statistics.max(norm::OUT) + 8 * norm::PARTIALS + GUARD;
     let angles = 2 * 4 * positions * head_dim.div_ceil(2);
     // A plan's positions and tiles: three numbers for those of queries, five for those of keys, one to a row at most.
     let plan = 4 * (1 + 3 + 5) * rows;

@@ -259,7 +259,7 @@ impl<'a> Planner<'a> {
         let least = keep.iter().copied().max().unwrap_or_default();
         Items {
             weights: footprint.weights().total(),
-            states: footprint.parameters() + footprint.states(),
+            states: footprint.parameters() + footprint.states() + footprint.copies(),
             activations: kept,
             shared: if tokens == 0 { 0 } else { footprint.shared(tokens, least, dropout) },
             logits: if tokens == 0 { 0 } else { footprint.storage().logits_bytes(&calls) },

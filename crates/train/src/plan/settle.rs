@@ -48,7 +48,10 @@ pub fn settle<K: Kernels, E: From<Error>>(
         let failed = match tried {
             Ok(()) => {
                 let memory = trainer.decoder().kernels().memory().map_err(Error::from)?;
-                let measured = memory.filter(|_| device).map(|memory| memory.peak);
+                // The peak may be that of a plan which did not hold; what is held now stays until the end.
+                let most =
+                    |memory: tunesmith_ops::DeviceMemory| if number > 1 { memory.used } else { memory.peak };
+                let measured = memory.filter(|_| device).map(most);
                 tell(Attempt { plan: &current, number, measured, failed: None })?;
                 return Ok((trainer, current));
             }

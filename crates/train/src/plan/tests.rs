@@ -172,7 +172,7 @@ fn layers_below_the_lowest_update_keep_least_and_cost_nothing() {
     let lora =
         LoraConfig { layers_to_transform: serde_json::from_str("[4, 5]").unwrap(), ..LoraConfig::default() };
     let footprint = footprint_of((500, 64, 160, 6, 4, 2, false), &lora, Storage::DEVICE);
-    let room = footprint.training(100, &[Keep::All; 6], false) / 2;
+    let room = footprint.training(100, &[Keep::All; 6], false) * 7 / 10;
     let chosen = keep::choose(&footprint, 100, false, room, 50.0).unwrap();
     assert_eq!((&chosen.keep[4..], chosen.again), (&[Keep::All; 2][..], 0.0));
     assert!(chosen.keep[..4].iter().all(|keep| *keep > Keep::All), "{chosen:?}");
@@ -193,7 +193,7 @@ fn wishes_are_kept() {
     {
         let plan = with(TrainConfig { recompute, ..TrainConfig::default() });
         assert_eq!(modes(&plan.cut.keep), name);
-        assert!(plan.extra_compute > 0.2 && plan.extra_compute < 0.4, "{}", plan.extra_compute);
+        assert!(plan.extra_compute > 0.1 && plan.extra_compute < 0.4, "{}", plan.extra_compute);
     }
     // What was told to be kept is kept, and fewer tokens are taken instead.
     let tight = exactly(free.items.needed() - free.items.activations / 2);
