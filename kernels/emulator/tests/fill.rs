@@ -60,7 +60,8 @@ fn the_values_are_what_their_names_give() {
 fn named<D: Driver>(d: &D) {
     let shape = Shape::aligned(6, 64);
     let all = run(d, shape, KEY, 0.02);
-    for other in [Key { tensor: 78, ..KEY }, Key { seed: 1, ..KEY }, Key { seed: KEY.seed ^ (1 << 40), ..KEY }]
+    for other in
+        [Key { tensor: 78, ..KEY }, Key { seed: 1, ..KEY }, Key { seed: KEY.seed ^ (1 << 40), ..KEY }]
     {
         assert_ne!(run(d, shape, other, 0.02), all, "{other:?} has the values of {KEY:?}");
     }
