@@ -4,7 +4,7 @@
 //! The emulator says what parameters the kernels have: without a C++ compiler these tests are skipped.
 
 #![cfg(all(feature = "cuda", target_os = "linux"))]
-#![allow(missing_docs, clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
 
 use std::collections::HashMap;
 use std::fs;
