@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -243,6 +244,8 @@ def write(args, facts: dict, file: Path):
 
 def main():
     args, started = arguments(), time.time()
+    # So that a worker does not outlive this process when `timeout` ends it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args.out.mkdir(parents=True, exist_ok=True)
     args.work.mkdir(parents=True, exist_ok=True)
     args.out, args.work = args.out.resolve(), args.work.resolve()
