@@ -58,6 +58,19 @@ def arguments():
     return parser.parse_args()
 
 
+def without_paths(words: list) -> list:
+    """A command line as others would type it: where files lie is this machine's own affair."""
+    out, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in ("--out", "--work", "--ours", "--wheels"):
+            skip = True
+        elif not word.startswith(("--out=", "--work=", "--ours=", "--wheels=")):
+            out.append(word)
+    return out
+
+
 def git(*words) -> str:
     done = subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -66,7 +79,7 @@ def git(*words) -> str:
 def surroundings(args) -> dict:
     """Date, card, driver, commit and command of a run."""
     out = dict(date=datetime.date.today().isoformat(), host_cores=os.cpu_count(), load_before=round(os.getloadavg()[0], 2),
-               python=platform.python_version(), command="run.py " + shlex.join(sys.argv[1:]))
+               python=platform.python_version(), command="run.py " + shlex.join(without_paths(sys.argv[1:])))
     commit = HERE.parents[1] / "commit"
     # A bundle has a file; a checkout has git.
     out["commit"] = commit.read_text().strip()[:12] if commit.exists() else git("rev-parse", "--short=12", "HEAD") or "unknown"
@@ -219,7 +232,7 @@ def write(args, facts: dict, file: Path):
             peak = seen["sustained"]["flops"]
             lines.append(f"Sustained bf16 product on this card: {peak / 1e12:.0f} TFLOP/s over {seen['sustained']['seconds']:.0f} s; MFU and HFU are shares of that.")
     versions = {}
-    for r in records:
+    for r in records + ([json.loads(loss.read_text())] if loss.exists() else []):
         versions |= r.get("versions") or {}
     where = facts.get("gpu") or facts.get("cpu")
     text = [f"{facts['date']}, {where}; Python {facts['python']}" + "".join(f", {k} {v}" for k, v in versions.items())

@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import loss  # noqa: E402
 import models  # noqa: E402
 import plan  # noqa: E402
+import run  # noqa: E402
 import tables  # noqa: E402
 
 
@@ -134,6 +135,12 @@ class Plan(unittest.TestCase):
         self.assertEqual({rows for _, rows, _ in asked}, {64})
         self.assertEqual(asked[-1], ("equal", 64, 64))
         self.assertNotIn("best", [phase for phase, _, _ in asked])
+
+
+class Command(unittest.TestCase):
+    def test_a_command_is_shown_without_this_machine_s_paths(self):
+        words = ["--mode", "loss", "--out", "/somewhere", "--ours=/there", "--only", "hf", "--work", "/tmp/x", "--device", "cpu"]
+        self.assertEqual(run.without_paths(words), ["--mode", "loss", "--only", "hf", "--device", "cpu"])
 
 
 class Tables(unittest.TestCase):
