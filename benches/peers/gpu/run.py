@@ -113,13 +113,14 @@ def program(args) -> Path:
     raise SystemExit("the build of `replay` failed")
 
 
-def site(args) -> Path | None:
-    """The folder that the wheels are installed into, once; None where there are none."""
+def site(args, engine: str) -> Path | None:
+    """The folder that an engine's wheels are installed into, once; None where there are none. Liger gets its own wheel and nothing
+    else: PEFT takes up some of the others where it finds them."""
     wheels = args.wheels or HERE / "wheels"
-    found = sorted(wheels.glob("*.whl"))
+    found = sorted(wheels.glob("liger_kernel-*.whl" if engine == "hf+liger" else "*.whl"))
     if not found:
         return None
-    target = args.work / "site"
+    target = args.work / f"site-{engine}"
     stamp = target / "complete"
     names = "\n".join(wheel.name for wheel in found)
     if not stamp.exists() or stamp.read_text() != names:
@@ -133,7 +134,7 @@ def environment(args, engine: str) -> dict:
     env = dict(os.environ, OMP_NUM_THREADS=str(args.threads), MKL_NUM_THREADS=str(args.threads), PYTHONUNBUFFERED="1",
                PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")
     # Only for those that need them: nothing there may stand in for a package of the host.
-    if engine in ("hf+liger", "unsloth") and (folder := site(args)):
+    if engine in ("hf+liger", "unsloth") and (folder := site(args, engine)):
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), env.get("PYTHONPATH")]))
     return env
 
