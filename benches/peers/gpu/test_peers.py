@@ -1,13 +1,17 @@
 """Tests of what plans, counts and writes, without torch: python -m unittest discover benches/peers/gpu (from the repository's root)."""
 import itertools
+import os
 import sys
 import unittest
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import loss  # noqa: E402
 import models  # noqa: E402
+import nvml  # noqa: E402
 import plan  # noqa: E402
+import run  # noqa: E402
 import tables  # noqa: E402
 
 
@@ -134,6 +138,74 @@ class Plan(unittest.TestCase):
         self.assertEqual({rows for _, rows, _ in asked}, {64})
         self.assertEqual(asked[-1], ("equal", 64, 64))
         self.assertNotIn("best", [phase for phase, _, _ in asked])
+
+
+class Command(unittest.TestCase):
+    def test_a_command_is_shown_without_this_machine_s_paths(self):
+        words = ["--mode", "loss", "--out", "/somewhere", "--ours=/there", "--only", "hf", "--work", "/tmp/x", "--device", "cpu"]
+        self.assertEqual(run.without_paths(words), ["--mode", "loss", "--only", "hf", "--device", "cpu"])
+
+
+class Meters(unittest.TestCase):
+    class Library:
+        """Answers as NVML does: memory goes up, energy too, power is not supported."""
+        used, joules = 1000, 5000
+
+        def nvmlInit_v2(self):
+            return 0
+
+        def nvmlDeviceGetHandleByIndex_v2(self, index, handle):
+            return 0 if index.value == 1 else 2
+
+        def nvmlDeviceGetMemoryInfo(self, handle, memory):
+            self.used += 1000
+            memory._obj.used = self.used
+            return 0
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, handle, value):
+            self.joules += 1500
+            value._obj.value = self.joules
+            return 0
+
+        def nvmlDeviceGetPowerUsage(self, handle, value):
+            return 3
+
+        def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle, value):
+            value._obj.value = 0x24
+            return 0
+
+    def meters(self, ordinal, visible=None, library=None):
+        library = library or self.Library()
+        with mock.patch.object(nvml.ctypes, "CDLL", lambda name: library), mock.patch.dict("os.environ"):
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            if visible is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = visible
+            return nvml.Meters(ordinal)
+
+    def test_meters_are_read_as_the_work_goes_on(self):
+        meters = self.meters(1)
+        energy = nvml.Energy(meters)
+        with nvml.Watch(meters, every=60) as watch:
+            pass
+        self.assertEqual(energy.spent(), 1.5)
+        self.assertEqual(watch.facts(), dict(device_peak=4000, watts=None, slowed=["heat (driver)", "power limit"]))
+
+    def test_devices_are_counted_as_cuda_counts_them(self):
+        self.assertIsNone(self.meters(0, visible="1,0").why)
+        self.assertEqual(self.meters(0).why, "nvmlDeviceGetHandleByIndex_v2 answers 2")
+        # By its UUID, which this library has no call for.
+        self.assertEqual(self.meters(0, visible="GPU-1234").why, "nvmlDeviceGetHandleByUUID answers -1")
+
+    def test_without_a_library_nothing_is_known_and_that_is_said(self):
+        def missing(name):
+            raise OSError(name)
+
+        with mock.patch.object(nvml.ctypes, "CDLL", missing):
+            meters = nvml.Meters()
+        self.assertEqual(meters.why, nvml.NOT_FOUND)
+        with nvml.Watch(meters, every=60) as watch:
+            pass
+        self.assertEqual((watch.facts(), nvml.Energy(meters).spent()), (dict(device_peak=None, watts=None, slowed=[]), None))
 
 
 class Tables(unittest.TestCase):
