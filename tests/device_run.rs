@@ -88,13 +88,18 @@ fn settings() -> TrainConfig {
 
 /// A model whose logits overflow after the token 7, and nowhere else; see `poisoned` in `faults.rs`.
 fn poisoned() -> TinyModel {
+    overflowing(|id| if id % 2 == 0 { 3e38 } else { -3e38 })
+}
+
+/// A model whose logits after the token 7 are infinite where `head` times a number around 2 is.
+fn overflowing(head: impl Fn(usize) -> f32) -> TinyModel {
     let spec = spec();
     let mut weights = tiny::weights(&spec, 5).unwrap();
     let (v, d) = (spec.vocab_size, spec.hidden_size);
     let mut set = |name: &str, at: usize, value: f32| weights.get_mut(name).unwrap().data[at] = value;
     for id in 0..v {
         set("model.embed_tokens.weight", id * d, if id == 7 { 9.0 } else { 0.0 });
-        set("lm_head.weight", id * d, if id % 2 == 0 { 3e38 } else { -3e38 });
+        set("lm_head.weight", id * d, head(id));
     }
     for layer in 0..spec.num_hidden_layers {
         for (name, inputs) in [
@@ -194,6 +199,44 @@ fn a_bad_step_that_is_seen_late_changes_nothing() {
                 "{behind} behind: it does not go on as before"
             );
         }
+    });
+}
+
+/// An infinite loss stops its update even where the gradient is finite: the logit of a target is -inf, and no other.
+#[test]
+fn an_infinite_loss_with_a_finite_gradient_changes_nothing() {
+    fn run<K: Kernels>(k: &impl Fn() -> K, model: &TinyModel, data: &[Example]) {
+        let settings = TrainConfig { batch_size: 2, micro_batch_size: 0, ..settings() };
+        let batches: Vec<Vec<&Example>> = data.chunks(2).map(|rows| rows.iter().collect()).collect();
+        let trainer = || Trainer::new(decoder(k(), model, &HARMLESS), &settings, 0.0, data).unwrap();
+        let mut never = trainer();
+        never.step(&batches[0], 1e-2).unwrap();
+        let before = snapshot(&mut never);
+        let bad = |error: &Error| matches!(error, Error::LossNotFinite { step: 2, places } if places == &[Place::line(3)]);
+        let mut alone = trainer();
+        alone.step(&batches[0], 1e-2).unwrap();
+        let error = alone.step(&batches[1], 1e-2).unwrap_err();
+        assert!(bad(&error), "{error:?}");
+        let gradients = alone.gradients().unwrap();
+        assert!(gradients.iter().all(|g| g.is_finite()) && gradients.iter().any(|g| g.abs() > 1e20));
+        assert!(snapshot(&mut alone) == before);
+
+        let mut trainer = trainer();
+        let queued = batches.iter().find_map(|rows| {
+            let prepared = trainer.prepare(rows).unwrap();
+            trainer.queue(prepared, 1e-2, &mut || true).err()
+        });
+        let error = queued.or_else(|| trainer.drain().err()).unwrap();
+        assert!(bad(&error), "{error:?}");
+        assert!(snapshot(&mut trainer) == before);
+    }
+    let model = overflowing(|id| if id == 6 { -3e38 } else { 0.0 });
+    let mut data = rows(6, 9, 2);
+    (data[2].ids[1], data[2].ids[2], data[2].trained[2]) = (7, 6, true);
+    run(&|| RefKernels, &model, &data);
+    emulated!(|d| {
+        let d = Arc::new(d);
+        run(&|| DeviceKernels::shared(Arc::clone(&d)), &model, &data);
     });
 }
 
@@ -340,7 +383,7 @@ fn run<K: Kernels>(
     config: &TrainConfig,
     resume: Option<Snapshot>,
     mut watch: Watch,
-) -> Result<Run, (Error, Watch)> {
+) -> Result<Run, Box<(Error, Watch)>> {
     let decoder = decoder(k, model, &HARMLESS);
     let mut trainer = Trainer::new(decoder, config, 0.1, data.iter().chain(held)).unwrap();
     let input = RunInput { resume, ..whole_run(data, held, config) };
@@ -349,7 +392,7 @@ fn run<K: Kernels>(
             let parameters = trainer.decoder().parameters().unwrap();
             Ok(Run { watch, summary: Summary { train_seconds: 0.0, ..summary }, parameters })
         }
-        Err(error) => Err((error, watch)),
+        Err(error) => Err(Box::new((error, watch))),
     }
 }
 
@@ -446,7 +489,8 @@ fn a_run_on_a_device_names_the_rows_of_a_bad_step() {
     data[row].ids[1] = 7;
     data[row].trained[2] = true;
     let all = (&model, data.as_slice(), &[][..]);
-    let check = |(error, watch): (Error, Watch)| {
+    let check = |failed: Box<(Error, Watch)>| {
+        let (error, watch) = *failed;
         assert!(
             matches!(&error, Error::LossNotFinite { step: 3, places } if places == &[Place::line(row + 1)]),
             "{error:?}"
@@ -486,10 +530,10 @@ fn nothing_is_allocated_after_the_second_step() {
     }
     // The warm-up, an evaluation, and two steps of two micro-batches.
     let (whole, _) = run(1 + held.len().div_ceil(2) + 4);
-    assert_eq!(whole.map_err(|(error, _)| error).unwrap().summary.steps, 10);
+    assert_eq!(whole.map_err(|failed| failed.0).unwrap().summary.steps, 10);
     // That it would show; and algorithms are tried out in the warm-up alone.
     let (stopped, record) = run(1);
-    let (error, watch) = stopped.err().unwrap();
+    let (error, watch) = *stopped.err().unwrap();
     assert!(error.to_string().contains("where none should be any more"), "{error}");
     let (tuning, tuned) = record.tuning();
     assert!(!tuning && tuned > 0, "{tuned} products were tuned");

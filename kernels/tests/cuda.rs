@@ -26,10 +26,13 @@ fn a_machine_without_cuda_gets_a_sentence() {
     }
 }
 
+/// Variables of the environment.
+type Settings<'a> = &'a [(&'a str, &'a str)];
+
 #[test]
 fn what_is_missing_is_said() {
     let taken = [("FAKE_MODE", "3"), ("FAKE_FAIL", "cuDevicePrimaryCtxRetain@1:46")];
-    let cases: [(&str, &[(&str, &str)], &str); 15] = [
+    let cases: [(&str, Settings<'_>, &str); 15] = [
         (
             "open 0",
             &[("FAKE_VERSION", "12040")],

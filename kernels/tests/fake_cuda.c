@@ -12,7 +12,8 @@
 //   FAKE_OTHERS    bytes of it that other programs use (0)
 //   FAKE_PARAMS    bytes of each kernel parameter, as in "8,4,4"
 //   FAKE_KERNELS   a file of kernels and their parameters, a line each, as in "name 8,4,4", instead
-//   FAKE_DUMB      if set: prints nothing and computes nothing, all memory is and stays zero but for what is copied there
+//   FAKE_DUMB      if set: prints nothing and computes nothing; all memory is and stays zero but for what is copied there and
+//                  the flag that every gradient is finite
 //   FAKE_FAIL      what fails, as in "cuMemAllocAsync@7+:2,cuLaunchKernel@90:719": the 90th launch returns 719; with a +
 //                  every one from then on does; with a ~ that one does not tell, but every later call does. After an
 //                  error that breaks a context, every later call returns it too
@@ -231,7 +232,7 @@ int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* s) {
     if (!inside((void*)from, bytes)) return fault("a copy leaves its memory");
     if (is_locked(to)) {
         if (queued - done == 65536) run_until(queued);
-        queue[queued++ % 65536] = (Copy){to, (void*)from, bytes};
+        queue[queued++ % 65536] = (Copy){to, (void*)from, bytes, 1, bytes};
         return OK;
     }
     run_until(queued);
@@ -422,7 +423,15 @@ int cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned 
     ON_STREAM(s);
     if (!is_function(f) || extra || (int)shared > shared_limit || gx * gy * gz == 0 || by * bz != 1) return INVALID_VALUE;
     run_until(queued);
-    if (dumb()) return OK;
+    if (dumb()) {
+        // But for the flag that an update takes place (norm.cu): a run would stop without it.
+        if (strcmp(f->name, "norm_finish") == 0) {
+            float* out = *(float**)params[4];
+            if (!inside(out, 12)) return fault("results outside their memory");
+            out[1] = out[2] = 1;
+        }
+        return OK;
+    }
     printf("launch %u,%u,%u %u %u", gx, gy, gz, bx, shared);
     size_t offset, size;
     for (size_t i = 0; cuFuncGetParamInfo(f, i, &offset, &size) == OK; i++) {

@@ -111,7 +111,11 @@ fn recomputation_and_lengths_are_as_asked() {
 #[test]
 fn it_says_it_in_words() {
     let bench = Bench::new();
-    let config = format!("{}/config.json", base());
+    // Under another name, with another model's file beside it.
+    std::fs::create_dir_all(bench.path("models")).unwrap();
+    std::fs::copy(format!("{}/config.json", base()), bench.path("models/small.json")).unwrap();
+    bench.write("models/config.json", "{}");
+    let config = bench.path("models/small.json").to_str().unwrap().to_owned();
     let args = ["--device", "cpu", "--tokens", "24", "--steps", "1", "--warmup", "1", "--quiet"];
     let ran = bench.run(&[&["bench", "--config", &config], &args[..]].concat());
     ran.ok();
@@ -121,7 +125,7 @@ fn it_says_it_in_words() {
         assert!(ran.stdout.lines().any(|l| l.starts_with(line)), "{line}: {}", ran.stdout);
     }
     for text in [
-        "config.json, ",
+        "small.json, 3,950,848 random weights",
         "24 tokens in 1 document of up to 24",
         "datasheet       unknown for ",
         "between operations",

@@ -151,17 +151,17 @@ def compare(args, model: str, program: Path, environment: dict) -> tuple:
     if not peft["losses"][-1] < 0.9 * peft["losses"][0]:
         bad.append("PEFT itself learned nothing: the comparison says little")
     lines += [f"- {model}: {what}" for what in bad] or [f"- {model}: within the limits"]
-    return lines, {n: dict(losses=r["losses"], norms=r["norms"]) for n, r in runs.items()}, bad
+    return lines, {n: dict(losses=r["losses"], norms=r["norms"]) for n, r in runs.items()}, peft["versions"], bad
 
 
 def main(args, names: list, program: Path) -> int:
     """All models; writes OUT/loss.json. 1 if a limit is passed."""
     import run
-    lines, numbers, status = [], {}, 0
+    lines, numbers, versions, status = [], {}, {}, 0
     for model in names:
-        more, numbers[model], bad = compare(args, model, program, run.environment(args, "hf"))
+        more, numbers[model], versions, bad = compare(args, model, program, run.environment(args, "hf"))
         lines, status = lines + more, 1 if bad else status
-    (args.out / "loss.json").write_text(json.dumps(dict(lines=lines, runs=numbers), indent=1) + "\n", encoding="utf-8")
+    (args.out / "loss.json").write_text(json.dumps(dict(lines=lines, versions=versions, runs=numbers), indent=1) + "\n", encoding="utf-8")
     return status
 
 

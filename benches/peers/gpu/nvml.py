@@ -36,7 +36,8 @@ class Meters:
             return False
         function = getattr(self.library, name, None)
         status = function(*args) if function else -1
-        if status and not name.startswith("nvmlDeviceGet" ) or status and name.startswith("nvmlDeviceGetHandle"):
+        # Without a start or a device there is nothing to ask; a meter that is missing is only itself.
+        if status and name.startswith(("nvmlInit", "nvmlDeviceGetHandle")):
             self.why = f"{name} answers {status}"
         return status == 0
 

@@ -28,15 +28,16 @@ def replay(program: Path, arguments: dict, threads: int, limit: float) -> dict:
 
 
 def work(session: common.Session):
-    cuda = session.device.startswith("cuda")
-
     def run_one(rows, length, micro, steps):
         folder = common.run_folder(session.work, session.model, rows, length, session.warm_up + session.timed)
         with tempfile.TemporaryDirectory() as out:
             arguments = dict(model=session.model_dir, run=folder, out=f"{out}/result.json", device=session.device, threads=session.threads,
                              recompute=session.setting["recompute"])
             arguments |= {"micro-batch": micro, "warm-up": steps["warm_up"], "steps": steps["warm_up"] + steps["timed"],
-                          "seconds": session.seconds, "gemm-trials": "on" if cuda else "off"}
+                          "seconds": session.seconds}
+            if session.setting["recompute"] == "auto":
+                # The engine cuts its steps itself.
+                del arguments["micro-batch"]
             watch = nvml.Watch(session.meters) if session.meters else None
             if watch:
                 with watch:
@@ -52,9 +53,9 @@ def facts(session: common.Session, result: dict, warm_up: int, watch) -> dict:
     session.once = dict(load_seconds=result["load_seconds"], model_bytes=result["model_bytes"])
     timed, memory = result["timed"], result["memory"]
     out = dict(seconds=timed["seconds"], tokens=timed["tokens"], steps=timed["steps"], joules=timed["joules"],
-               median=statistics.median(step["device_seconds"] for step in result["steps"][warm_up:]),
+               median=statistics.median(step["seconds"] for step in result["steps"][warm_up:]),
                losses=[step["loss"] for step in result["steps"]], norms=[step["grad_norm"] for step in result["steps"]],
-               device=result["device"])
+               device=result["device"], plan=result["plan"], extra_compute=result["plan"]["extra_compute"])
     if memory:
         # What torch calls allocated and reserved.
         out |= dict(peak=memory["peak"], reserved=memory["held"])

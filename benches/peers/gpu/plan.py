@@ -9,7 +9,7 @@ CPU_MIX_ROWS = 4
 
 # The first of each engine is the one that matters most: time may run out.
 ENGINES = {
-    "ours": [dict(recompute="none"), dict(recompute="mlp"), dict(recompute="min2"), dict(recompute="min")],
+    "ours": [dict(recompute="auto"), dict(recompute="none"), dict(recompute="min"), dict(recompute="mlp"), dict(recompute="min2")],
     "hf": [
         dict(gc=False, adapter="bf16", attention="cudnn"),
         dict(gc=True, adapter="bf16", attention="cudnn"),
@@ -23,7 +23,7 @@ ENGINES = {
 }
 # Without a GPU: what the workers can do there.
 CPU_ENGINES = {
-    "ours": [dict(recompute="none"), dict(recompute="min")],
+    "ours": [dict(recompute="auto"), dict(recompute="none"), dict(recompute="min")],
     "hf": [dict(gc=False, adapter="fp32", attention="sdpa"), dict(gc=True, adapter="fp32", attention="sdpa")],
     "hf+liger": [dict(gc=False, adapter="fp32", attention="sdpa", liger=True)],
     "unsloth": [dict(gc=False)],
@@ -47,7 +47,7 @@ def setting_words(setting: dict) -> str:
         if name == "gc":
             words.append({False: "no checkpointing", True: "checkpointing"}.get(value, f"checkpointing {value}"))
         elif name == "recompute":
-            words.append("keeps all" if value == "none" else f"recompute {value}")
+            words.append({"none": "keeps all", "auto": "planned"}.get(value, f"recompute {value}"))
         elif name == "adapter":
             words.append(f"{value} adapter")
         elif value is True:
@@ -58,8 +58,10 @@ def setting_words(setting: dict) -> str:
 
 
 def recompute_mode(engine: str, setting: dict) -> str:
-    """The mode whose FLOPs a setting adds (models.Flops.recomputed)."""
-    return setting["recompute"] if engine == "ours" else "full" if setting["gc"] else "none"
+    """The mode whose FLOPs a setting adds (models.Flops.recomputed). What a plan recomputes is in its record."""
+    if engine == "ours":
+        return setting["recompute"].replace("auto", "none")
+    return "full" if setting["gc"] else "none"
 
 
 @dataclass

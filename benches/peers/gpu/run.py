@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -57,6 +58,19 @@ def arguments():
     return parser.parse_args()
 
 
+def without_paths(words: list) -> list:
+    """A command line as others would type it: where files lie is this machine's own affair."""
+    out, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in ("--out", "--work", "--ours", "--wheels"):
+            skip = True
+        elif not word.startswith(("--out=", "--work=", "--ours=", "--wheels=")):
+            out.append(word)
+    return out
+
+
 def git(*words) -> str:
     done = subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -65,7 +79,7 @@ def git(*words) -> str:
 def surroundings(args) -> dict:
     """Date, card, driver, commit and command of a run."""
     out = dict(date=datetime.date.today().isoformat(), host_cores=os.cpu_count(), load_before=round(os.getloadavg()[0], 2),
-               python=platform.python_version(), command="run.py " + shlex.join(sys.argv[1:]))
+               python=platform.python_version(), command="run.py " + shlex.join(without_paths(sys.argv[1:])))
     commit = HERE.parents[1] / "commit"
     # A bundle has a file; a checkout has git.
     out["commit"] = commit.read_text().strip()[:12] if commit.exists() else git("rev-parse", "--short=12", "HEAD") or "unknown"
@@ -99,13 +113,14 @@ def program(args) -> Path:
     raise SystemExit("the build of `replay` failed")
 
 
-def site(args) -> Path | None:
-    """The folder that the wheels are installed into, once; None where there are none."""
+def site(args, engine: str) -> Path | None:
+    """The folder that an engine's wheels are installed into, once; None where there are none. Liger gets its own wheel and nothing
+    else: PEFT takes up some of the others where it finds them."""
     wheels = args.wheels or HERE / "wheels"
-    found = sorted(wheels.glob("*.whl"))
+    found = sorted(wheels.glob("liger_kernel-*.whl" if engine == "hf+liger" else "*.whl"))
     if not found:
         return None
-    target = args.work / "site"
+    target = args.work / f"site-{engine}"
     stamp = target / "complete"
     names = "\n".join(wheel.name for wheel in found)
     if not stamp.exists() or stamp.read_text() != names:
@@ -119,7 +134,7 @@ def environment(args, engine: str) -> dict:
     env = dict(os.environ, OMP_NUM_THREADS=str(args.threads), MKL_NUM_THREADS=str(args.threads), PYTHONUNBUFFERED="1",
                PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")
     # Only for those that need them: nothing there may stand in for a package of the host.
-    if engine in ("hf+liger", "unsloth") and (folder := site(args)):
+    if engine in ("hf+liger", "unsloth") and (folder := site(args, engine)):
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), env.get("PYTHONPATH")]))
     return env
 
@@ -218,7 +233,7 @@ def write(args, facts: dict, file: Path):
             peak = seen["sustained"]["flops"]
             lines.append(f"Sustained bf16 product on this card: {peak / 1e12:.0f} TFLOP/s over {seen['sustained']['seconds']:.0f} s; MFU and HFU are shares of that.")
     versions = {}
-    for r in records:
+    for r in records + ([json.loads(loss.read_text())] if loss.exists() else []):
         versions |= r.get("versions") or {}
     where = facts.get("gpu") or facts.get("cpu")
     text = [f"{facts['date']}, {where}; Python {facts['python']}" + "".join(f", {k} {v}" for k, v in versions.items())
@@ -243,6 +258,8 @@ def write(args, facts: dict, file: Path):
 
 def main():
     args, started = arguments(), time.time()
+    # So that a worker does not outlive this process when `timeout` ends it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args.out.mkdir(parents=True, exist_ok=True)
     args.work.mkdir(parents=True, exist_ok=True)
     args.out, args.work = args.out.resolve(), args.work.resolve()

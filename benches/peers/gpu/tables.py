@@ -34,7 +34,9 @@ def gigabytes(n) -> str:
 
 
 def row(record: dict, device: str, peak: float = models.MEASURED_PEAK) -> str:
-    cells = [record["model"], batch_words(record), NAMES[record["engine"]], plan.setting_words(record["setting"]), str(record["micro"])]
+    cells = [record["model"], batch_words(record), NAMES[record["engine"]], plan.setting_words(record["setting"])]
+    planned = record["setting"].get("recompute") == "auto" and record.get("plan")
+    cells.append(f"{record['plan']['micro_batch_tokens']:,} tokens" if planned else str(record["micro"]))
     if not record.get("ok"):
         cells += ["does not fit" if record.get("memory") else f"failed: {record.get('why', 'unknown')}"] + [""] * (len(HEAD) - len(cells) - 1)
         return "| " + " | ".join(cells) + " |"
@@ -42,7 +44,10 @@ def row(record: dict, device: str, peak: float = models.MEASURED_PEAK) -> str:
     # Of a mix of lengths attention is another sum for every row; on a CPU the peaks are others.
     if record["length"] and device.startswith("cuda"):
         mode = plan.recompute_mode(record["engine"], record["setting"])
-        busy = [f"{share:.1%}" for share in models.utilisation(models.MODELS[record["model"]], record["length"], record["rate"], mode, peak).values()]
+        shares = models.utilisation(models.MODELS[record["model"]], record["length"], record["rate"], mode, peak)
+        if record["setting"].get("recompute") == "auto":
+            shares["hfu"] = shares["mfu"] * (1 + record.get("extra_compute", 0.0))
+        busy = [f"{share:.1%}" for share in shares.values()]
     joules = "" if record.get("joules") is None else f"{1e3 * record['joules'] / record['tokens']:.1f}"
     cells += [f"{record['rate']:,.0f}", f"{1e3 * record['median']:.1f}", *busy, gigabytes(record.get("peak")), gigabytes(record.get("device_peak")),
               joules, f"{record['losses'][-1]:.4f}"]

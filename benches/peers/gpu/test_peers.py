@@ -1,13 +1,17 @@
 """Tests of what plans, counts and writes, without torch: python -m unittest discover benches/peers/gpu (from the repository's root)."""
 import itertools
+import os
 import sys
 import unittest
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import loss  # noqa: E402
 import models  # noqa: E402
+import nvml  # noqa: E402
 import plan  # noqa: E402
+import run  # noqa: E402
 import tables  # noqa: E402
 
 
@@ -136,6 +140,74 @@ class Plan(unittest.TestCase):
         self.assertNotIn("best", [phase for phase, _, _ in asked])
 
 
+class Command(unittest.TestCase):
+    def test_a_command_is_shown_without_this_machine_s_paths(self):
+        words = ["--mode", "loss", "--out", "/somewhere", "--ours=/there", "--only", "hf", "--work", "/tmp/x", "--device", "cpu"]
+        self.assertEqual(run.without_paths(words), ["--mode", "loss", "--only", "hf", "--device", "cpu"])
+
+
+class Meters(unittest.TestCase):
+    class Library:
+        """Answers as NVML does: memory goes up, energy too, power is not supported."""
+        used, joules = 1000, 5000
+
+        def nvmlInit_v2(self):
+            return 0
+
+        def nvmlDeviceGetHandleByIndex_v2(self, index, handle):
+            return 0 if index.value == 1 else 2
+
+        def nvmlDeviceGetMemoryInfo(self, handle, memory):
+            self.used += 1000
+            memory._obj.used = self.used
+            return 0
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, handle, value):
+            self.joules += 1500
+            value._obj.value = self.joules
+            return 0
+
+        def nvmlDeviceGetPowerUsage(self, handle, value):
+            return 3
+
+        def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle, value):
+            value._obj.value = 0x24
+            return 0
+
+    def meters(self, ordinal, visible=None, library=None):
+        library = library or self.Library()
+        with mock.patch.object(nvml.ctypes, "CDLL", lambda name: library), mock.patch.dict("os.environ"):
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            if visible is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = visible
+            return nvml.Meters(ordinal)
+
+    def test_meters_are_read_as_the_work_goes_on(self):
+        meters = self.meters(1)
+        energy = nvml.Energy(meters)
+        with nvml.Watch(meters, every=60) as watch:
+            pass
+        self.assertEqual(energy.spent(), 1.5)
+        self.assertEqual(watch.facts(), dict(device_peak=4000, watts=None, slowed=["heat (driver)", "power limit"]))
+
+    def test_devices_are_counted_as_cuda_counts_them(self):
+        self.assertIsNone(self.meters(0, visible="1,0").why)
+        self.assertEqual(self.meters(0).why, "nvmlDeviceGetHandleByIndex_v2 answers 2")
+        # By its UUID, which this library has no call for.
+        self.assertEqual(self.meters(0, visible="GPU-1234").why, "nvmlDeviceGetHandleByUUID answers -1")
+
+    def test_without_a_library_nothing_is_known_and_that_is_said(self):
+        def missing(name):
+            raise OSError(name)
+
+        with mock.patch.object(nvml.ctypes, "CDLL", missing):
+            meters = nvml.Meters()
+        self.assertEqual(meters.why, nvml.NOT_FOUND)
+        with nvml.Watch(meters, every=60) as watch:
+            pass
+        self.assertEqual((watch.facts(), nvml.Energy(meters).spent()), (dict(device_peak=None, watts=None, slowed=[]), None))
+
+
 class Tables(unittest.TestCase):
     def test_a_row_holds_what_was_measured(self):
         text = tables.row(record(setting=plan.ENGINES["hf"][3]), "cuda:0")
@@ -145,6 +217,9 @@ class Tables(unittest.TestCase):
         self.assertIn("4x2048 (best)", tables.row(record(phase="best", rows=4), "cuda:0"))
         self.assertNotIn("%", tables.row(record(length=0, rows=64), "cuda:0"))
         self.assertNotIn("%", tables.row(record(), "cpu"))
+        text = tables.row(record(engine="ours", extra_compute=0.5, plan=dict(micro_batch_tokens=16384)), "cuda:0")
+        for part in ("tunesmith", "planned", "16,384 tokens", "38.7%", "58.1%"):
+            self.assertIn(part, text)
         for failed, words in ((dict(memory=True), "does not fit"), (dict(memory=False, why="it broke"), "failed: it broke")):
             text = tables.row(record(ok=False, **failed), "cuda:0")
             self.assertIn(words, text)
@@ -162,7 +237,7 @@ class Tables(unittest.TestCase):
                    record(engine="unsloth", rate=15_000.0), record(engine="hf+liger", ok=False, memory=False, why="no")]
         lines = tables.ratios(records)
         self.assertEqual(len(lines), 2)
-        self.assertIn("18,000 tokens/s (keeps all) = 1.50 x PEFT's best (12,000; no checkpointing, fp32 adapter, cudnn, micro-batch 4); peak memory 0.50", lines[0])
+        self.assertIn("18,000 tokens/s (planned) = 1.50 x PEFT's best (12,000; no checkpointing, fp32 adapter, cudnn, micro-batch 4); peak memory 0.50", lines[0])
         self.assertIn("= 1.20 x Unsloth's best", lines[1])
         # Never across batches.
         self.assertEqual(tables.ratios([record(engine="ours"), record(rows=8)]), [])
@@ -171,7 +246,7 @@ class Tables(unittest.TestCase):
         records = [record(losses=[5.0, 4.0, 3.0]), record(engine="ours", losses=[5.0, 4.5]), record(engine="unsloth", losses=[5.0, 4.1]),
                    record(rows=8, losses=[9.0]), record(engine="ours", phase="best", losses=[1.0, 1.0]), record(engine="hf+liger", ok=False, memory=True)]
         self.assertEqual(tables.agreement(records), ["mistral-7b, 16x2048: losses of the same step differ by at most 5.0e-01 over 2 steps, between "
-                                                     "tunesmith (keeps all) and PEFT (no checkpointing, bf16 adapter, cudnn)"])
+                                                     "tunesmith (planned) and PEFT (no checkpointing, bf16 adapter, cudnn)"])
         self.assertIn("inf", tables.agreement([record(losses=[float("nan")]), record(engine="ours", losses=[1.0])])[0])
 
     def test_loading_and_absent(self):

@@ -75,6 +75,14 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// Reads a `config.json`, whatever it is called, and nothing beside it.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_dir`].
+    pub fn from_file(path: &Path) -> Result<Self> {
+        Self::from_object(&Object::read(path)?)
+    }
+
     fn from_object(config: &Object) -> Result<Self> {
         let architecture = architecture(config)?;
         refuse_unsupported(config)?;

@@ -27,5 +27,5 @@ pub use error::{Error, Result};
 pub use flops::Flops;
 pub use publish::{sync_dir, write_file};
 pub use rope::{Rope, RopeScaling};
-pub use tensor_file::TensorFile;
+pub use tensor_file::{StoredTensor, TensorFile};
 pub use weights::Checkpoint;

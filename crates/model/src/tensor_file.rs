@@ -32,6 +32,26 @@ pub struct TensorFile {
     metadata: Metadata,
 }
 
+/// The bytes of one tensor in its file.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredTensor<'a> {
+    /// The type of its values.
+    pub of: StoredType,
+    file: &'a File,
+    /// Where it begins in the file.
+    start: u64,
+}
+
+impl StoredTensor<'_> {
+    /// Reads bytes from an offset into the tensor on. Any number of threads may do so at a time.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn read(&self, at: usize, bytes: &mut [u8]) -> io::Result<()> {
+        read_exact_at(self.file, bytes, self.start + at as u64)
+    }
+}
+
 impl TensorFile {
     /// Opens `path` and checks its header.
     pub fn open(path: &Path) -> Result<Self> {
@@ -153,13 +173,8 @@ impl TensorFile {
         self.read_rows(name, info, rows, columns, out, row_stride)
     }
 
-    /// The type of a tensor whose shape must be `expected`, and what reads its bytes from an offset into it on, on any
-    /// number of threads: what [`tunesmith_ops::Kernels::load`] takes.
-    pub fn stored(
-        &self,
-        name: &str,
-        expected: &[usize],
-    ) -> Result<(StoredType, impl Fn(usize, &mut [u8]) -> io::Result<()> + Sync + '_)> {
+    /// A tensor whose shape must be `expected`, for [`tunesmith_ops::Kernels::load`].
+    pub fn stored(&self, name: &str, expected: &[usize]) -> Result<StoredTensor<'_>> {
         let info = self.info(name)?;
         self.check_shape(name, info, expected)?;
         let of = match info.dtype {
@@ -168,8 +183,7 @@ impl TensorFile {
             Dtype::BF16 => StoredType::Bf16,
             other => return Err(self.unread(name, other)),
         };
-        let start = self.data_start + info.data_offsets.0 as u64;
-        Ok((of, move |at, bytes: &mut [u8]| read_exact_at(&self.file, bytes, start + at as u64)))
+        Ok(StoredTensor { of, file: &self.file, start: self.data_start + info.data_offsets.0 as u64 })
     }
 
     fn check_shape(&self, name: &str, info: &TensorInfo, expected: &[usize]) -> Result<()> {

@@ -155,8 +155,9 @@ impl Checkpoint {
         told: &mut dyn FnMut(usize),
     ) -> Result<()> {
         let file = self.file(name)?;
-        let (of, read) = file.stored(name, expected)?;
-        kernels.load(Stored { of, read: &read }, out, told).map_err(|error| match error {
+        let tensor = file.stored(name, expected)?;
+        let read = |at: usize, bytes: &mut [u8]| tensor.read(at, bytes);
+        kernels.load(Stored { of: tensor.of, read: &read }, out, told).map_err(|error| match error {
             OpsError::ValueNotFinite { index } => Error::NotFinite { name: name.to_string(), index },
             OpsError::ValueTooLarge { index, value } => {
                 Error::TooLarge { name: name.to_string(), index, value }

@@ -71,7 +71,7 @@ fn a_broken_operation_shows() {
         (("rope", How::Large), false),
         (("rms_norm_backward", How::Forgets), true),
         (("linear_cross_entropy", How::Large), true),
-        (("adamw", How::SecondLarge), true),
+        (("clip_and_update", How::Position), true),
         (("swiglu_backward", How::SecondLarge), false),
     ] {
         let checks = run(Broken::new(&RefKernels, mutation), Precision::F32, STEPS);

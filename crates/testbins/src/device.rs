@@ -35,7 +35,6 @@ pub struct Probe {
     memory: Option<Ask<Memory>>,
     forget_peak: Ask<()>,
     synchronize: Ask<()>,
-    gemm_trials: Box<dyn Fn(bool)>,
     joules: Box<dyn Fn() -> Option<f64>>,
 }
 
@@ -69,18 +68,12 @@ impl Probe {
         (self.synchronize)()
     }
 
-    /// Whether the first product of each shape tries several algorithms and keeps the fastest.
-    pub fn gemm_trials(&self, on: bool) {
-        (self.gemm_trials)(on);
-    }
-
     fn cpu() -> Self {
         Self {
             facts: serde_json::json!({ "name": "cpu" }),
             memory: None,
             forget_peak: Box::new(|| Ok(())),
             synchronize: Box::new(|| Ok(())),
-            gemm_trials: Box::new(|_| ()),
             joules: Box::new(|| None),
         }
     }
@@ -117,7 +110,7 @@ fn on_cuda<W: Work>(ordinal: usize, work: W) -> Result<(), Error> {
         "driver_cuda": format!("{}.{}", driver.0, driver.1),
     });
     let monitor = cuda.monitor().ok();
-    let (ask, forget, wait, trials) = (cuda.clone(), cuda.clone(), cuda.clone(), cuda);
+    let (ask, forget, wait) = (cuda.clone(), cuda.clone(), cuda);
     let read = move || {
         let now = ask.memory().map_err(device)?;
         Ok(Memory { used: now.used, peak: now.peak, held: now.held })
@@ -127,7 +120,6 @@ fn on_cuda<W: Work>(ordinal: usize, work: W) -> Result<(), Error> {
         memory: Some(Box::new(read)),
         forget_peak: Box::new(move || forget.forget_peak().map_err(device)),
         synchronize: Box::new(move || wait.synchronize().map_err(device)),
-        gemm_trials: Box::new(move |on| trials.set_gemm_trials(on)),
         joules: Box::new(move || monitor.as_ref()?.energy().ok()),
     };
     work.on(kernels, &probe)

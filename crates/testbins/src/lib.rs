@@ -56,6 +56,12 @@ impl Error {
     /// Whether a device has not enough memory.
     fn is_out_of_memory(&self) -> bool {
         use tunesmith_ops::{DeviceError, Error as Ops};
+        if matches!(
+            self,
+            Self::Train(tunesmith_train::Error::Memory { .. } | tunesmith_train::Error::NoRoom(_))
+        ) {
+            return true;
+        }
         let ops = match self {
             Self::Ops(e) | Self::Train(tunesmith_train::Error::Ops(e)) => Some(e),
             Self::Model(e) | Self::Train(tunesmith_train::Error::Model(e)) => of_model(e),

@@ -223,9 +223,7 @@ impl<K: Kernels> Trainer<K> {
     ) -> Result<bool, Error> {
         let whole = self.queue_gradients(&mut prepared, go_on);
         if !matches!(whole, Ok(true)) {
-            // An earlier step that failed comes first.
-            self.abandon()?;
-            return whole;
+            return self.abandoned(whole);
         }
         let config = &self.collator.config;
         let step = AdamW {
@@ -241,10 +239,7 @@ impl<K: Kernels> Trainer<K> {
         let (m, v) = (&mut self.first_moment, &mut self.second_moment);
         let later = match self.decoder.update(step, max_norm, &mut self.guard, &self.gradients, m, v) {
             Ok(later) => later,
-            Err(error) => {
-                self.abandon()?;
-                return Err(error.into());
-            }
+            Err(error) => return self.abandoned(Err(error.into())),
         };
         self.steps += 1;
         let PreparedStep { places, tokens, trained_tokens, .. } = prepared;
@@ -313,6 +308,15 @@ impl<K: Kernels> Trainer<K> {
         self.pending.take_sum();
         // Its losses may have tripped the guard.
         Ok(self.decoder.kernels().clear_guard(&mut self.guard)?)
+    }
+
+    /// What a step ends with that was not queued to its end: an earlier step that failed comes first, and of two faults of a
+    /// device the one that was met first.
+    fn abandoned<T>(&mut self, ended: Result<T, Error>) -> Result<T, Error> {
+        match (ended, self.abandon()) {
+            (Err(error), Err(earlier)) => Err(if earlier.bad_step().is_some() { earlier } else { error }),
+            (ended, abandoned) => abandoned.and(ended),
+        }
     }
 
     /// Reads results until those of no more than `ahead` micro-batches are left. After an error nothing is left, and the

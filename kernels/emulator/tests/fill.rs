@@ -24,7 +24,7 @@ fn philox(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 }
 
 fn expected(key: Key, std: f32, i: u64) -> f32 {
-    let counter = [(i / 4) as u32, (i / 4 >> 32) as u32, key.tensor, 0xf111];
+    let counter = [(i / 4) as u32, ((i / 4) >> 32) as u32, key.tensor, 0xf111];
     let word = philox(counter, [key.seed as u32, (key.seed >> 32) as u32])[(i % 4) as usize];
     let sum: i32 = word.to_le_bytes().into_iter().map(i32::from).sum();
     (sum - 510) as f32 * (std / SPREAD)
@@ -60,7 +60,8 @@ fn the_values_are_what_their_names_give() {
 fn named<D: Driver>(d: &D) {
     let shape = Shape::aligned(6, 64);
     let all = run(d, shape, KEY, 0.02);
-    for other in [Key { tensor: 78, ..KEY }, Key { seed: 1, ..KEY }, Key { seed: KEY.seed ^ 1 << 40, ..KEY }]
+    for other in
+        [Key { tensor: 78, ..KEY }, Key { seed: 1, ..KEY }, Key { seed: KEY.seed ^ (1 << 40), ..KEY }]
     {
         assert_ne!(run(d, shape, other, 0.02), all, "{other:?} has the values of {KEY:?}");
     }

@@ -42,26 +42,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), CliError> {
 
 fn request(args: &BenchArgs, device: String) -> Result<BenchRequest, CliError> {
     let defaults = if device == "cpu" { CPU } else { GPU };
-    let unknown = |name: &str| CliError::Internal(format!("no model is known as {name}"));
-    let (name, config) = match &args.config {
-        Some(path) => {
-            // A folder will do: it is where the file is.
-            let dir = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(path) };
-            if !path.exists() {
-                return Err(CliError::Input {
-                    code: "unsupported_model",
-                    message: format!("`{}` does not exist", path.display()),
-                    hint: None,
-                });
-            }
-            let dir = if dir.as_os_str().is_empty() { std::path::Path::new(".") } else { dir };
-            (path.display().to_string(), ModelConfig::from_dir(dir)?)
-        }
-        None => {
-            let name = args.model.as_deref().unwrap_or(defaults.model);
-            (name.to_owned(), ModelConfig::named(name).ok_or_else(|| unknown(name))?)
-        }
-    };
+    let (name, config) = sizes(args, defaults.model)?;
     let context = config.max_position_embeddings;
     let tokens = args.tokens.unwrap_or(defaults.tokens);
     Ok(BenchRequest {
@@ -76,6 +57,25 @@ fn request(args: &BenchArgs, device: String) -> Result<BenchRequest, CliError> {
         seed: args.seed,
         config,
     })
+}
+
+/// The model's name and its sizes.
+fn sizes(args: &BenchArgs, otherwise: &str) -> Result<(String, ModelConfig), CliError> {
+    if let Some(path) = &args.config {
+        if !path.exists() {
+            return Err(CliError::Input {
+                code: "unsupported_model",
+                message: format!("`{}` does not exist", path.display()),
+                hint: None,
+            });
+        }
+        // The folder will do, too.
+        let file = if path.is_dir() { path.join("config.json") } else { path.clone() };
+        return Ok((path.display().to_string(), ModelConfig::from_file(&file)?));
+    }
+    let name = args.model.as_deref().unwrap_or(otherwise);
+    let known = ModelConfig::named(name);
+    Ok((name.to_owned(), known.ok_or_else(|| CliError::Internal(format!("no model is known as {name}")))?))
 }
 
 fn text(report: &Report) -> String {

@@ -31,12 +31,11 @@ impl<T> Memo<T> {
         make: impl FnOnce(Option<T>) -> Result<T, Error>,
     ) -> Result<Arc<T>, Error> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = match entries.iter().position(|(t, _)| *t == tag) {
-            Some(at) => entries.remove(at).1,
-            None => {
-                let old = if entries.len() >= KEPT { Arc::into_inner(entries.remove(0).1) } else { None };
-                Arc::new(make(old)?)
-            }
+        let found = if let Some(at) = entries.iter().position(|(t, _)| *t == tag) {
+            entries.remove(at).1
+        } else {
+            let old = if entries.len() >= KEPT { Arc::into_inner(entries.remove(0).1) } else { None };
+            Arc::new(make(old)?)
         };
         entries.push((tag, Arc::clone(&found)));
         Ok(found)

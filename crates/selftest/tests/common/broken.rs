@@ -47,7 +47,7 @@ pub(crate) enum How {
 }
 
 /// Each operation, and what is wrong with it.
-pub(crate) const MUTATIONS: [(&str, How); 67] = [
+pub(crate) const MUTATIONS: [(&str, How); 74] = [
     ("memory", How::Large),
     ("memory", How::SecondLarge),
     ("load", How::Large),
@@ -115,6 +115,13 @@ pub(crate) const MUTATIONS: [(&str, How); 67] = [
     ("norm", How::Large),
     ("adamw", How::Large),
     ("adamw", How::SecondLarge),
+    ("clip_and_update", How::Large),
+    ("clip_and_update", How::SecondLarge),
+    ("clip_and_update", How::Position),
+    ("clip_and_update", How::Forgets),
+    ("clip_and_update", How::Swallows),
+    ("watch", How::Forgets),
+    ("read_later", How::Rows),
 ];
 
 /// [`Kernels`] with one operation broken.
@@ -527,7 +534,8 @@ impl<K: Kernels<Buf = Buf, Full = Buf>> Kernels for Broken<'_, K> {
         self.inner.ahead()
     }
     fn read_later(&self, buf: &Buf, range: Range<usize>) -> Result<K::Later, Error> {
-        self.inner.read_later(buf, range)
+        let by = usize::from(self.wrong("read_later") == Some(How::Rows));
+        self.inner.read_later(buf, range.start + by..range.end + by)
     }
     fn wait(&self, later: K::Later) -> Result<Vec<f64>, Error> {
         self.inner.wait(later)
@@ -539,6 +547,9 @@ impl<K: Kernels<Buf = Buf, Full = Buf>> Kernels for Broken<'_, K> {
         self.inner.clear_guard(guard)
     }
     fn watch(&self, losses: &Buf, n: usize, guard: &mut K::Guard) -> Result<(), Error> {
+        if self.wrong("watch") == Some(How::Forgets) {
+            return Ok(());
+        }
         self.inner.watch(losses, n, guard)
     }
     fn copies(&self, n: usize, to: &[&Buf], segments: &[Segment]) -> Result<K::Copies, Error> {
@@ -553,6 +564,21 @@ impl<K: Kernels<Buf = Buf, Full = Buf>> Kernels for Broken<'_, K> {
         refresh: Refresh<'_, '_, Self>,
     ) -> Result<K::Later, Error> {
         let Refresh { copies, to } = refresh;
-        self.inner.clip_and_update(step, max_norm, guard, flat, Refresh { copies, to })
+        let wrong = self.wrong("clip_and_update");
+        let step = match wrong {
+            Some(How::Large) => AdamW { lr: step.lr * 1.01, ..step },
+            Some(How::Position) => AdamW { step: step.step + 1, ..step },
+            _ => step,
+        };
+        let max_norm = if wrong == Some(How::Forgets) { None } else { max_norm };
+        if wrong == Some(How::Swallows) {
+            self.inner.clear_guard(guard)?;
+        }
+        let refresh = Refresh { copies, to: &mut *to };
+        let later = self.inner.clip_and_update(step, max_norm, guard, flat, refresh)?;
+        if wrong == Some(How::SecondLarge) {
+            scale(to[0]);
+        }
+        Ok(later)
     }
 }

@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! replay --model DIR --run DIR --out result.json [--device cpu|cuda:N] [--threads N] [--adapter-out DIR]
-//!        [--recompute none|mlp|min2|min] [--micro-batch ROWS] [--warm-up STEPS] [--steps STEPS] [--seconds S] [--gemm-trials on|off]
+//!        [--recompute auto|none|mlp|min2|min] [--micro-batch ROWS] [--warm-up STEPS] [--steps STEPS] [--seconds S]
 //! ```
 //!
 //! The run folder holds `batches.safetensors` (`input_ids`, `attention_mask`, `labels`: int64 `[N, B, T]`),
 //! `adapter_init/` and `run.json`. Rows lose their padding: a micro-batch is its rows one after another. Nothing but what
 //! training needs is in memory while it trains, so that the peak is that of the engine.
 //!
-//! Steps after the first `--warm-up` are timed: each by itself, and all of them end to end, with everything that was
-//! queued done before the clock starts and before it stops. `--steps` ends the run before the folder's steps are done,
-//! `--seconds` the timed part, after five steps at the least. `--gemm-trials on` lets the warm-up try algorithms for its products.
+//! Memory is planned as `tunesmith train` plans it; without `--micro-batch` the plan says how steps are cut. Steps are
+//! queued as it queues them. Those after the first `--warm-up` are timed: each by itself, and all of them end to end, with
+//! everything that was queued done before the clock starts and before it stops. `--steps` ends the run before the folder's
+//! steps are done, `--seconds` the timed part, after five steps at the least.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,11 +22,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tunesmith_data::Example;
 use tunesmith_model::peft::{self, PeftConfig};
-use tunesmith_model::{Decoder, ModelCard};
-use tunesmith_ops::Kernels;
+use tunesmith_model::{Decoder, Footprint, ModelCard};
+use tunesmith_ops::{DeviceMemory, Kernels};
 use tunesmith_testbins::device::{self, Memory, Probe, Work};
 use tunesmith_testbins::{Args, Error, load, micro_batches};
-use tunesmith_train::{LrScheduler, Recompute, Schedule, TrainConfig, Trainer};
+use tunesmith_train::plan::{self, Budget, Items, Lengths, Plan, Request};
+use tunesmith_train::{LrScheduler, Recompute, Schedule, StepOutcome, TrainConfig, Trainer};
 
 /// Timed steps there are at the least, however long they take.
 const LEAST_TIMED: usize = 5;
@@ -48,10 +50,8 @@ struct Run {
 struct Step {
     loss: f64,
     grad_norm: f64,
-    /// From before the rows are put into micro-batches to when loss and norm are on the host.
-    seconds: f64,
     /// By the device's own clock, between a mark before the step's first work and one after its last.
-    device_seconds: f64,
+    seconds: f64,
     tokens: usize,
     trained_tokens: usize,
 }
@@ -66,12 +66,31 @@ struct Timed {
     joules: Option<f64>,
 }
 
+/// How the memory is used.
+#[derive(Debug, Serialize)]
+struct Planned {
+    micro_batch_tokens: usize,
+    /// Share of computation added by what is computed again.
+    extra_compute: f64,
+    bytes: Items,
+    why: String,
+}
+
+impl Planned {
+    fn new(plan: &Plan) -> Self {
+        let Plan { cut, items, extra_compute, why, .. } = plan;
+        let (extra_compute, bytes, why) = (*extra_compute, *items, why.clone());
+        Self { micro_batch_tokens: cut.capacity, extra_compute, bytes, why }
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Outcome {
     device: Value,
     /// Reading the model and the adapter onto the device, and bytes of the model's files.
     load_seconds: f64,
     model_bytes: u64,
+    plan: Planned,
     steps: Vec<Step>,
     timed: Timed,
     /// Bytes of device memory; the peaks since the start, and in the timed steps alone.
@@ -95,7 +114,6 @@ fn main() -> ExitCode {
         "warm-up",
         "steps",
         "seconds",
-        "gemm-trials",
     ];
     tunesmith_testbins::run(replay, &known)
 }
@@ -135,49 +153,47 @@ impl Work for Replay {
         probe.synchronize()?;
         let load_seconds = begin.elapsed().as_secs_f64();
         let dropout = adapter.as_ref().map_or(0.0, |a| a.lora.lora_dropout) as f32;
-        let mut trainer = Trainer::new(decoder, &settings, dropout, steps.iter().flatten())?;
+        let (mut trainer, plan) = trainer(decoder, &settings, dropout, &steps)?;
         let schedule = Schedule::new(&settings, run.steps);
         let warm_up = args.number("warm-up")?.unwrap_or(0_usize).min(steps.len().saturating_sub(1));
         let last = args.number("steps")?.unwrap_or(steps.len()).max(warm_up + 1);
         let seconds: f64 = args.number("seconds")?.unwrap_or(f64::INFINITY);
-        let (mut done, mut marks) = (Vec::<Step>::new(), Vec::new());
+        let (mut outcomes, mut marks) = (Vec::new(), Vec::new());
         let mut seconds_to_first_step = 0.0;
         let mut before = None;
-        probe.gemm_trials(trials(&args)?);
         let (mut clock, mut joules) = (Instant::now(), None);
         for (number, rows) in steps.iter().enumerate().take(last) {
             if number == warm_up {
-                probe.gemm_trials(false);
+                trainer.drain()?;
                 before = probe.memory()?;
                 probe.forget_peak()?;
                 probe.synchronize()?;
                 (clock, joules) = (Instant::now(), probe.joules());
             }
-            let begin = Instant::now();
             let mark = trainer.decoder().kernels().mark()?;
-            let rows: Vec<&Example> = rows.iter().collect();
-            let step = trainer.step(&rows, schedule.rate(number))?;
+            let prepared = trainer.prepare(&rows.iter().collect::<Vec<_>>())?;
+            trainer.queue(prepared, schedule.rate(number), &mut || true)?;
             marks.push((mark, trainer.decoder().kernels().mark()?));
             if number == 0 {
+                trainer.drain()?;
                 seconds_to_first_step = started.elapsed().as_secs_f64();
             }
-            done.push(Step {
-                loss: step.loss,
-                grad_norm: step.grad_norm,
-                seconds: begin.elapsed().as_secs_f64(),
-                device_seconds: 0.0,
-                tokens: step.tokens,
-                trained_tokens: step.trained_tokens,
-            });
-            if done.len() >= warm_up + LEAST_TIMED && clock.elapsed().as_secs_f64() >= seconds {
+            outcomes.append(&mut trainer.outcomes());
+            if number + 1 >= warm_up + LEAST_TIMED && clock.elapsed().as_secs_f64() >= seconds {
                 break;
             }
         }
+        trainer.drain()?;
+        outcomes.append(&mut trainer.outcomes());
         probe.synchronize()?;
         let seconds = clock.elapsed().as_secs_f64();
         let joules = joules.zip(probe.joules()).map(|(before, now)| now - before);
-        for (step, (start, end)) in done.iter_mut().zip(&marks) {
-            step.device_seconds = trainer.decoder().kernels().between(start, end)?.as_secs_f64();
+        let mut done = Vec::new();
+        for (StepOutcome { loss, grad_norm, tokens, trained_tokens }, (start, end)) in
+            outcomes.into_iter().zip(&marks)
+        {
+            let seconds = trainer.decoder().kernels().between(start, end)?.as_secs_f64();
+            done.push(Step { loss, grad_norm, seconds, tokens, trained_tokens });
         }
         let timed = &done[warm_up..];
         let timed =
@@ -188,6 +204,7 @@ impl Work for Replay {
             device: probe.facts.clone(),
             load_seconds,
             model_bytes: model_bytes(&model)?,
+            plan: Planned::new(&plan),
             timed,
             memory: before.zip(after).map(|(before, after)| most(before, after)),
             timed_peak: after.map(|memory| memory.peak),
@@ -203,12 +220,30 @@ impl Work for Replay {
     }
 }
 
-fn trials(args: &Args) -> Result<bool, Error> {
-    match args.get("gemm-trials") {
-        None | Some("off") => Ok(false),
-        Some("on") => Ok(true),
-        Some(other) => Err(Error::Usage(format!("`--gemm-trials {other}` is neither on nor off"))),
-    }
+/// A trainer as `tunesmith train` makes it: by the fastest plan that fits, tried at its full size on a device.
+fn trainer<K: Kernels>(
+    decoder: Decoder<K>,
+    settings: &TrainConfig,
+    dropout: f32,
+    steps: &[Vec<Example>],
+) -> Result<(Trainer<K>, Plan), Error> {
+    let kernels = decoder.kernels();
+    let footprint = Footprint::new(decoder.config(), decoder.layout(), kernels.storage());
+    // The weights are there already, and the plan counts them.
+    let weights = footprint.weights().total();
+    let budget = match kernels.memory()? {
+        Some(memory) => Budget::of_device(&DeviceMemory { free: memory.free + weights, ..memory }, None),
+        None => Budget::of_host(None),
+    };
+    let lengths: Lengths = steps.iter().flatten().map(|e| e.ids.len()).collect();
+    let (lengths, footprint) = (&lengths, &footprint);
+    let config = settings;
+    let request =
+        Request { footprint, lengths, config, dropout: dropout > 0.0, divisor: 1, generation: 0, budget };
+    let first = plan::plan(&request).map_err(tunesmith_train::Error::from)?;
+    let settled =
+        plan::settle(decoder, &request, dropout, first, &mut |_| Ok::<(), tunesmith_train::Error>(()));
+    Ok(settled?)
 }
 
 /// Bytes of the safetensors files of a model folder.
@@ -238,11 +273,12 @@ fn batches(run: &Run, folder: &Path) -> Result<Vec<Vec<Example>>, Error> {
 fn settings(run: &Run, args: &Args, steps: &[Vec<Example>]) -> Result<TrainConfig, Error> {
     let recompute = match args.get("recompute") {
         None | Some("none") => Recompute::None,
+        Some("auto") => Recompute::Auto,
         Some("mlp") => Recompute::Mlp,
         Some("min2") => Recompute::Min2,
         Some("min") => Recompute::Min,
         Some(other) => {
-            return Err(Error::Usage(format!("`--recompute {other}` is none of none, mlp, min2, min")));
+            return Err(Error::Usage(format!("`--recompute {other}` is none of auto, none, mlp, min2, min")));
         }
     };
     Ok(TrainConfig {

@@ -52,7 +52,7 @@ pub(super) fn examples(lengths: &[usize], vocab: usize, seed: u64) -> Vec<Exampl
     let rng = Philox::new(seed, 0);
     let token = |row: usize, t: usize| {
         let word = rng.words([(t / 4) as u32, row as u32, 1, PURPOSE])[t % 4];
-        (u64::from(word) * vocab as u64 >> 32) as u32
+        ((u64::from(word) * vocab as u64) >> 32) as u32
     };
     let example = |(row, &n): (usize, &usize)| Example {
         ids: (0..=n).map(|t| token(row, t)).collect(),
