@@ -181,8 +181,8 @@ mod tests {
         assert!(Energy::start_in(&dir.path().join("nowhere")).is_err());
     }
 
-    fn none() -> Result<Energy, String> {
-        Ok(Energy { packages: Vec::new() })
+    fn none() -> Energy {
+        Energy { packages: Vec::new() }
     }
 
     fn spent(joules: Option<f64>, of: &[&str], unknown: Option<&str>) -> Spent {
@@ -194,7 +194,7 @@ mod tests {
         let of = |cpu, gpu| Meter { cpu, gpu }.spent();
         let no = || Err("no".to_owned());
         assert_eq!(of(no(), None), spent(None, &[], Some("no")));
-        assert_eq!(of(none(), None), spent(Some(0.0), &["cpu"], None));
+        assert_eq!(of(Ok(none()), None), spent(Some(0.0), &["cpu"], None));
         assert_eq!(
             of(no(), Some(Err("nor this".to_owned()))),
             spent(None, &[], Some("CPU: no; GPU: nor this"))
@@ -202,9 +202,12 @@ mod tests {
         let counter = |now: f64| -> Option<Result<(Counter, f64), String>> {
             Some(Ok((Box::new(move || Ok(now)), 10.0)))
         };
-        assert_eq!(of(none(), counter(17.5)), spent(Some(7.5), &["cpu", "gpu"], None));
+        assert_eq!(of(Ok(none()), counter(17.5)), spent(Some(7.5), &["cpu", "gpu"], None));
         assert_eq!(of(no(), counter(17.5)), spent(Some(7.5), &["gpu"], Some("CPU: no")));
-        assert_eq!(of(none(), counter(9.0)), spent(Some(0.0), &["cpu"], Some("GPU: its counter went back")));
+        assert_eq!(
+            of(Ok(none()), counter(9.0)),
+            spent(Some(0.0), &["cpu"], Some("GPU: its counter went back"))
+        );
     }
 
     #[test]
@@ -212,7 +215,7 @@ mod tests {
         let now = std::rc::Rc::new(std::cell::Cell::new(100.0));
         let seen = std::rc::Rc::clone(&now);
         let mut meter = Meter::start(Some(Ok(Box::new(move || Ok(seen.get())))));
-        meter.cpu = none();
+        meter.cpu = Ok(none());
         now.set(103.0);
         assert_eq!(meter.spent().joules, Some(3.0));
         let broken = Meter::start(Some(Ok(Box::new(|| Err("blind".to_owned())))));

@@ -11,6 +11,7 @@ mod draw;
 mod finetune;
 mod lab;
 mod placed;
+#[allow(clippy::unreadable_literal, reason = "a program wrote them, all digits of them")]
 mod recorded;
 mod reference;
 

@@ -21,7 +21,6 @@ fn run<K: Kernels>(kernels: K, precision: Precision, steps: usize) -> Vec<Check>
 #[track_caller]
 fn passes<K: Kernels>(kernels: K, precision: Precision, steps: usize) {
     let checks = run(kernels, precision, steps);
-    println!("{checks:#?}");
     assert!(checks.iter().all(|c| c.passed) && checks.len() >= 4, "{checks:#?}");
 }
 

@@ -86,7 +86,9 @@ fn known(name: &str) -> Option<Footprint> {
 /// bytes for each LoRA parameter, where 4 are those of the bf16 copies, which are counted with the weights here.
 #[test]
 fn the_table_of_peaks_holds_within_four_percent() {
-    let tables: [(&str, [(usize, [f64; 3]); 5]); 2] = [
+    /// Batches, each with its peak for each way.
+    type Table = [(usize, [f64; 3]); 5];
+    let tables: [(&str, Table); 2] = [
         (
             "Mistral-7B-v0.1",
             [
