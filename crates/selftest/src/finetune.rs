@@ -119,12 +119,15 @@ pub fn record<K: Kernels>(kernels: K, steps: usize) -> Result<Vec<(f64, f64)>, E
     Ok(train(kernels, dir.path(), &examples(), steps)?.1)
 }
 
+/// Loss and gradient norm of each step.
+type Steps = Vec<(f64, f64)>;
+
 fn train<K: Kernels>(
     kernels: K,
     dir: &Path,
     examples: &[Example],
     steps: usize,
-) -> Result<(Decoder<K>, Vec<(f64, f64)>), Error> {
+) -> Result<(Decoder<K>, Steps), Error> {
     let decoder = decoder(kernels, dir)?;
     let mut trainer = Trainer::new(decoder, &settings(), 0.0, examples)?;
     let rows: Vec<&Example> = examples.iter().collect();

@@ -21,7 +21,6 @@ fn run<K: Kernels>(kernels: K, precision: Precision, steps: usize) -> Vec<Check>
 #[track_caller]
 fn passes<K: Kernels>(kernels: K, precision: Precision, steps: usize) {
     let checks = run(kernels, precision, steps);
-    println!("{checks:#?}");
     assert!(checks.iter().all(|c| c.passed) && checks.len() >= 4, "{checks:#?}");
 }
 
@@ -51,7 +50,6 @@ fn what_is_allowed_is_what_rounding_costs() {
     let pairs = || rounded.iter().zip(&exact);
     let loss = pairs().map(|(a, b)| (a.0 - b.0).abs()).fold(0.0, f64::max);
     let norm = pairs().map(|(a, b)| (a.1 / b.1 - 1.0).abs()).fold(0.0, f64::max);
-    println!("rounding costs {loss:.2e} nats and {norm:.2e} of the norms");
     let allowed = Tolerance::of(Precision::Bf16);
     for (cost, allowed) in [(loss, allowed.loss), (norm, allowed.norm)] {
         assert!(FACTOR * cost <= allowed && allowed <= 1.5 * FACTOR * cost, "{cost:.2e} for {allowed:.2e}");

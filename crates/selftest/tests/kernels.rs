@@ -28,7 +28,6 @@ fn table(checks: &[Check]) -> String {
 fn passes<K: Kernels>(k: &K, precision: Precision, size: Size) {
     let mut told = 0;
     let checks = kernels(k, precision, size, &mut |_| told += 1);
-    println!("{}", table(&checks));
     assert!(checks.iter().all(|c| c.passed), "{}", table(&checks));
     assert!(told == checks.len() && told > 60, "{told}");
 }
