@@ -15,6 +15,8 @@ fn main() -> Result<(), Error> {
         "//! `cargo run --release --package tunesmith-selftest --example record > crates/selftest/src/recorded.rs`."
     );
     println!();
+    println!("#![allow(clippy::unreadable_literal, reason = \"as they are printed\")]");
+    println!();
     println!("/// Loss in nats and norm before clipping.");
     println!("pub(crate) const RECORDED: [(f64, f64); {STEPS}] = [");
     for (loss, norm) in taken {

@@ -119,15 +119,15 @@ pub fn record<K: Kernels>(kernels: K, steps: usize) -> Result<Vec<(f64, f64)>, E
     Ok(train(kernels, dir.path(), &examples(), steps)?.1)
 }
 
-/// A model and what its steps came to: loss and gradient norm of each.
-type Trained<K> = (Decoder<K>, Vec<(f64, f64)>);
+/// Loss and gradient norm of each step.
+type Steps = Vec<(f64, f64)>;
 
 fn train<K: Kernels>(
     kernels: K,
     dir: &Path,
     examples: &[Example],
     steps: usize,
-) -> Result<Trained<K>, Error> {
+) -> Result<(Decoder<K>, Steps), Error> {
     let decoder = decoder(kernels, dir)?;
     let mut trainer = Trainer::new(decoder, &settings(), 0.0, examples)?;
     let rows: Vec<&Example> = examples.iter().collect();

@@ -1,6 +1,8 @@
 //! Loss and gradient norm of each step, by the CPU in f32. Written by
 //! `cargo run --release --package tunesmith-selftest --example record > crates/selftest/src/recorded.rs`.
 
+#![allow(clippy::unreadable_literal, reason = "as they are printed")]
+
 /// Loss in nats and norm before clipping.
 pub(crate) const RECORDED: [(f64, f64); 20] = [
     (5.86612575, 0.35670934),

@@ -50,7 +50,6 @@ fn what_is_allowed_is_what_rounding_costs() {
     let pairs = || rounded.iter().zip(&exact);
     let loss = pairs().map(|(a, b)| (a.0 - b.0).abs()).fold(0.0, f64::max);
     let norm = pairs().map(|(a, b)| (a.1 / b.1 - 1.0).abs()).fold(0.0, f64::max);
-    println!("rounding costs {loss:.2e} nats and {norm:.2e} of the norms");
     let allowed = Tolerance::of(Precision::Bf16);
     for (cost, allowed) in [(loss, allowed.loss), (norm, allowed.norm)] {
         assert!(FACTOR * cost <= allowed && allowed <= 1.5 * FACTOR * cost, "{cost:.2e} for {allowed:.2e}");

@@ -76,7 +76,7 @@ impl Call {
         Output { o, lse }
     }
 
-    /// Gradients of Σ o `d_o` by q, k and v: dv = w `d_o`; ds = w (`d_o`·v - Σ w `d_o`·v); dq = ds k / √dim; dk = ds q / √dim.
+    /// Gradients of Σ o `d_o` by q, k and v: `dv = w d_o; ds = w (d_o·v - Σ w d_o·v); dq = ds k / √dim; dk = ds q / √dim`.
     pub(crate) fn backward(&self, q: &[f32], k: &[f32], v: &[f32], d_o: &[f32]) -> [Vec<f64>; 3] {
         let root = (self.dim as f64).sqrt();
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
