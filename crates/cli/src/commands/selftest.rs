@@ -150,7 +150,7 @@ all 1 checks passed on cpu in 1.2 s
         let failed = text(&report(false), Style::plain());
         assert!(
             failed.contains(
-                "\nrope   [5, 3 x 8]                   -    2.5e-3  NO\n  it wrote 3 outside\\nof it\n"
+                "\nrope   [5, 3 x 8]                  -    2.5e-3  NO\n  it wrote 3 outside\\nof it\n"
             ),
             "{failed}"
         );
