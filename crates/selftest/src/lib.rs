@@ -11,7 +11,6 @@ mod draw;
 mod finetune;
 mod lab;
 mod placed;
-#[allow(clippy::unreadable_literal, reason = "a program wrote them, all digits of them")]
 mod recorded;
 mod reference;
 
