@@ -54,14 +54,13 @@ impl<K: Kernels> Trainer<K> {
     pub(crate) fn recut(&mut self, cut: MicroBatches, lengths: &Lengths) -> Result<(), Error> {
         self.drain()?;
         self.is_warm = false;
+        let for_cut = |error| Error::from(error).with_micro_batch(cut.capacity);
         // The old one first: the two need not fit side by side.
         self.collator.cut = MicroBatches::none();
-        self.workspace = self.decoder.training_workspace(0, &[], false)?;
+        self.workspace = self.decoder.training_workspace(0, &[], false).map_err(for_cut)?;
         let rows = cut.capacity.next_multiple_of(self.collator.multiple);
-        self.workspace = self
-            .decoder
-            .training_workspace(rows, &cut.keep, self.collator.dropout)
-            .map_err(|error| Error::from(error).with_micro_batch(cut.capacity))?;
+        self.workspace =
+            self.decoder.training_workspace(rows, &cut.keep, self.collator.dropout).map_err(for_cut)?;
         self.fullest = fullest(lengths.longest_first(), cut.capacity);
         self.collator.cut = cut;
         Ok(())
