@@ -63,9 +63,6 @@ impl Kernels for Rounded {
     fn clear_full(&self, out: &mut Buf) -> Result<(), Error> {
         RefKernels.clear_full(out)
     }
-    fn rank_padding(&self) -> usize {
-        RefKernels.rank_padding()
-    }
     fn gemm(
         &self,
         alpha: f32,
@@ -270,10 +267,6 @@ impl Kernels for Rounded {
     type Later = Vec<f64>;
     type Guard = bool;
     type Copies = Vec<Segment>;
-
-    fn row_padding(&self) -> usize {
-        RefKernels.row_padding()
-    }
     fn ahead(&self) -> usize {
         RefKernels.ahead()
     }

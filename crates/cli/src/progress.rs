@@ -103,30 +103,18 @@ impl Progress {
     /// So many rows of a source whose end is not known. Nothing is said in the first second.
     pub fn rows(&mut self, doing: &str, done: u64) {
         self.beat();
-        let now = Instant::now();
-        let started = *self.started.get_or_insert(now);
-        if now.duration_since(started) < PLAIN_INTERVAL {
-            return;
-        }
-        match &mut self.mode {
-            Mode::Quiet => {}
-            Mode::Plain { last } => {
-                if last.is_none_or(|last| now.duration_since(last) >= ROWS_INTERVAL) {
-                    *last = Some(now);
-                    out::note(&format!("{doing}: {} rows", thousands(done as usize)));
-                }
-            }
-            Mode::Bar { bar } => {
-                let template = "{spinner} {msg} {human_pos} rows, {per_sec}";
-                let bar = bar.get_or_insert_with(|| new_bar(u64::MAX, template));
-                bar.set_message(doing.to_owned());
-                bar.set_position(done);
-            }
-        }
+        let plain = || format!("{doing}: {} rows", thousands(done as usize));
+        self.endless(done, doing, "{spinner} {msg} {human_pos} rows, {per_sec}", plain);
     }
 
     /// So many checks are done, the last of them of `what`. Nothing is said in the first second.
     pub fn checking(&mut self, what: &str, done: usize) {
+        let plain = || format!("{done} checks done, the last of {what}");
+        self.endless(done as u64, what, "{spinner} {pos} checks done, {msg}", plain);
+    }
+
+    /// Work whose end is not known, from its second second on: a spinner with a message, or a plain line now and then.
+    fn endless(&mut self, done: u64, message: &str, template: &str, plain: impl FnOnce() -> String) {
         let now = Instant::now();
         let started = *self.started.get_or_insert(now);
         if now.duration_since(started) < PLAIN_INTERVAL {
@@ -137,13 +125,13 @@ impl Progress {
             Mode::Plain { last } => {
                 if last.is_none_or(|last| now.duration_since(last) >= ROWS_INTERVAL) {
                     *last = Some(now);
-                    out::note(&format!("{done} checks done, the last of {what}"));
+                    out::note(&plain());
                 }
             }
             Mode::Bar { bar } => {
-                let bar = bar.get_or_insert_with(|| new_bar(u64::MAX, "{spinner} {pos} checks done, {msg}"));
-                bar.set_message(what.to_owned());
-                bar.set_position(done as u64);
+                let bar = bar.get_or_insert_with(|| new_bar(u64::MAX, template));
+                bar.set_message(message.to_owned());
+                bar.set_position(done);
             }
         }
     }

@@ -90,7 +90,9 @@ pub trait Kernels: Send + Sync {
     fn clear_full(&self, out: &mut Self::Full) -> Result<(), Error>;
 
     /// Ranks of a LoRA group are padded to a multiple of this in the augmented buffers.
-    fn rank_padding(&self) -> usize;
+    fn rank_padding(&self) -> usize {
+        self.storage().rank_padding
+    }
 
     /// c = alpha · a · b + beta · c. With `beta` 0, c is not read.
     fn gemm(
@@ -301,7 +303,9 @@ pub trait Kernels: Send + Sync {
     type Copies: Send + Sync + std::fmt::Debug;
 
     /// Rows of a batch are best a multiple of this.
-    fn row_padding(&self) -> usize;
+    fn row_padding(&self) -> usize {
+        self.storage().row_padding
+    }
     /// Micro-batches that may be queued before the results of the oldest are read: 0 where work is done when a call
     /// returns.
     fn ahead(&self) -> usize;
@@ -327,6 +331,11 @@ pub trait Kernels: Send + Sync {
     /// Trips the guard where one of the first `n` losses is not finite.
     fn watch(&self, losses: &Self::Full, n: usize, guard: &mut Self::Guard) -> Result<(), Error>;
 
+    /// Makes one copy of a matrix of the parameters, in the buffer that it belongs to.
+    fn copy_segment(&self, parameters: &Self::Full, s: &Segment, to: &mut Self::Buf) -> Result<(), Error> {
+        let m = Mat { at: s.start, ..Mat::new(parameters, s.rows, s.cols, s.cols) };
+        self.cast(s.factor, m, MatMut { buf: to, at: s.at, rows: s.rows, cols: s.cols, ld: s.ld })
+    }
     /// A table of the copies that `n` parameters have in the buffers `to`. Segments and their copies may not overlap.
     fn copies(&self, n: usize, to: &[&Self::Buf], segments: &[Segment]) -> Result<Self::Copies, Error>;
     /// One AdamW update of the flat buffers and of the copies, with the gradient clipped to a norm of `max_norm` as

@@ -154,10 +154,6 @@ impl Kernels for RefKernels {
         Ok(())
     }
 
-    fn rank_padding(&self) -> usize {
-        Storage::CPU.rank_padding
-    }
-
     fn gemm(
         &self,
         alpha: f32,
@@ -559,10 +555,6 @@ impl Kernels for RefKernels {
     type Guard = bool;
     type Copies = Vec<Segment>;
 
-    fn row_padding(&self) -> usize {
-        1
-    }
-
     fn ahead(&self) -> usize {
         0
     }
@@ -618,13 +610,11 @@ impl Kernels for RefKernels {
             let step = AdamW { grad_scale: step.grad_scale * factor as f32, ..step };
             self.adamw(step, flat.p, flat.g, flat.m, flat.v)?;
             for s in refresh.copies {
-                let m = Mat { at: s.start, ..Mat::new(&*flat.p, s.rows, s.cols, s.cols) };
                 let buffers = refresh.to.len();
                 let Some(buf) = refresh.to.get_mut(s.to) else {
                     return Err(Error::shape("clip_and_update", format!("{s:?} with {buffers} buffers")));
                 };
-                let out = MatMut { buf: &mut **buf, at: s.at, rows: s.rows, cols: s.cols, ld: s.ld };
-                self.cast(s.factor, m, out)?;
+                self.copy_segment(flat.p, s, buf)?;
             }
         }
         Ok(vec![norm, factor, f64::from(u8::from(*guard))])

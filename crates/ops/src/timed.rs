@@ -199,10 +199,6 @@ impl<K: Kernels> Kernels for Timed<K> {
         self.op("clear_full", |inner| inner.clear_full(out))
     }
 
-    fn rank_padding(&self) -> usize {
-        self.inner.rank_padding()
-    }
-
     fn gemm(
         &self,
         alpha: f32,
@@ -414,10 +410,6 @@ impl<K: Kernels> Kernels for Timed<K> {
 
     fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
         self.inner.memory()
-    }
-
-    fn row_padding(&self) -> usize {
-        self.inner.row_padding()
     }
 
     fn ahead(&self) -> usize {

@@ -90,23 +90,8 @@ impl<K: Kernels> Trainer<K> {
         lora_dropout: f32,
         lengths: impl IntoIterator<Item = usize>,
     ) -> Result<Self, Error> {
-        Self::with_divisor(decoder, config, lora_dropout, lengths, 1)
-    }
-
-    /// As [`Trainer::for_lengths`], with micro-batches `divisor` times smaller than the settings say, but never of less
-    /// than a row: for a device whose memory has run out. The step's batch stays.
-    ///
-    /// # Errors
-    /// As [`Trainer::for_lengths`].
-    pub fn with_divisor(
-        decoder: Decoder<K>,
-        config: &TrainConfig,
-        lora_dropout: f32,
-        lengths: impl IntoIterator<Item = usize>,
-        divisor: usize,
-    ) -> Result<Self, Error> {
         let lengths: Lengths = lengths.into_iter().collect();
-        let cut = MicroBatches::usual(config, &lengths, decoder.config().num_hidden_layers, divisor);
+        let cut = MicroBatches::usual(config, &lengths, decoder.config().num_hidden_layers, 1);
         let mut trainer = Self::bare(decoder, config, lora_dropout, &lengths)?;
         trainer.recut(cut, &lengths)?;
         Ok(trainer)

@@ -77,6 +77,14 @@ fn limit(spec: &JobSpec) -> Option<u64> {
     spec.train.memory_limit.map(|limit| limit.0)
 }
 
+/// What a job may take of its device's memory, or of the host's where the device has none of its own.
+fn budget(spec: &JobSpec, device: Option<&DeviceMemory>) -> Budget {
+    match device {
+        Some(memory) => Budget::of_device(memory, limit(spec)),
+        None => Budget::of_host(limit(spec)),
+    }
+}
+
 impl Memory {
     /// Plans a run on its device, before any weight is read.
     ///
@@ -89,10 +97,7 @@ impl Memory {
         kernels: &K,
     ) -> Result<Self, CliError> {
         let device = kernels.memory().map_err(tunesmith_train::Error::from)?;
-        let budget = match &device {
-            Some(memory) => Budget::of_device(memory, limit(run.spec)),
-            None => Budget::of_host(limit(run.spec)),
-        };
+        let budget = budget(run.spec, device.as_ref());
         let sizes = Sizes::new(run, base, parts, kernels.storage(), budget)?;
         let plan = plan::plan(&sizes.request(run.spec)).map_err(tunesmith_train::Error::from)?;
         Ok(Self { sizes, device, plan })
@@ -257,10 +262,7 @@ pub fn plan_job(spec: &JobSpec, target: Target, stop: &StopFlag, quiet: bool) ->
             // What is planned need not compute yet: `auto` may not have been tried.
             let device = if spec.device == "auto" { auto::candidate(quiet) } else { spec.device.clone() };
             let (storage, memory) = device::run(&device, Looking)?;
-            let budget = match &memory {
-                Some(memory) => Budget::of_device(memory, limit(spec)),
-                None => Budget::of_host(limit(spec)),
-            };
+            let budget = budget(spec, memory.as_ref());
             (device, storage, memory, budget)
         }
     };

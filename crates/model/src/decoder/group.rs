@@ -75,12 +75,6 @@ impl<K: Kernels> LoraGroup<K> {
         self.outputs + self.ranks
     }
 
-    /// The augmented matrix, flat.
-    #[cfg(test)]
-    pub(super) fn buffer(&self) -> &K::Buf {
-        &self.weights
-    }
-
     fn all(&self) -> Mat<'_, K::Buf> {
         Mat::new(&self.weights, self.outputs + self.ranks, self.input_ld(), self.input_ld())
     }
@@ -100,16 +94,9 @@ impl<K: Kernels> LoraGroup<K> {
 
     /// Brings A and s·B of the flat parameters into the augmented matrix.
     pub(super) fn refresh(&mut self, k: &K, parameters: &K::Full) -> Result<()> {
-        let (ld, rows) = (self.input_ld(), self.outputs + self.ranks);
-        for slot in &self.slots {
-            let (r, at) = (slot.site.rank, slot.rank_offset);
-            let a = Mat { at: slot.a.start, ..Mat::new(parameters, r, slot.input, slot.input) };
-            let out = MatMut::new(&mut self.weights, rows, ld, ld);
-            k.cast(1.0, a, out.rows(self.outputs + at..self.outputs + at + r).columns(0..self.inputs))?;
-            let b = Mat { at: slot.b.start, ..Mat::new(parameters, slot.out, r, r) };
-            let out = MatMut::new(&mut self.weights, rows, ld, ld);
-            let columns = self.inputs + at..self.inputs + at + r;
-            k.cast(slot.site.scale, b, out.rows(slot.row..slot.row + slot.out).columns(columns))?;
+        let segments: Vec<Segment> = self.segments(0).collect();
+        for segment in &segments {
+            k.copy_segment(parameters, segment, &mut self.weights)?;
         }
         Ok(())
     }

@@ -195,10 +195,6 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
         Ok(out.clear(&*self.d)?)
     }
 
-    fn rank_padding(&self) -> usize {
-        Storage::DEVICE.rank_padding
-    }
-
     fn gemm(
         &self,
         alpha: f32,
@@ -528,10 +524,6 @@ impl<D: Driver> Kernels for DeviceKernels<D> {
     type Later = Later<D, f32>;
     type Guard = Guard<D>;
     type Copies = adamw::Copies<D>;
-
-    fn row_padding(&self) -> usize {
-        Storage::DEVICE.row_padding
-    }
 
     fn ahead(&self) -> usize {
         // While one is under way the next is queued; more would only let the host hear later of what went wrong.

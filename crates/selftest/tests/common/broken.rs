@@ -264,9 +264,6 @@ impl<K: Kernels<Buf = Buf, Full = Buf>> Kernels for Broken<'_, K> {
         }
         Ok(())
     }
-    fn rank_padding(&self) -> usize {
-        self.inner.rank_padding()
-    }
     fn gemm(
         &self,
         alpha: f32,
@@ -527,10 +524,6 @@ impl<K: Kernels<Buf = Buf, Full = Buf>> Kernels for Broken<'_, K> {
     type Later = K::Later;
     type Guard = K::Guard;
     type Copies = K::Copies;
-
-    fn row_padding(&self) -> usize {
-        self.inner.row_padding()
-    }
     fn ahead(&self) -> usize {
         self.inner.ahead()
     }

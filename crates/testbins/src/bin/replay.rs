@@ -271,16 +271,10 @@ fn batches(run: &Run, folder: &Path) -> Result<Vec<Vec<Example>>, Error> {
 }
 
 fn settings(run: &Run, args: &Args, steps: &[Vec<Example>]) -> Result<TrainConfig, Error> {
-    let recompute = match args.get("recompute") {
-        None | Some("none") => Recompute::None,
-        Some("auto") => Recompute::Auto,
-        Some("mlp") => Recompute::Mlp,
-        Some("min2") => Recompute::Min2,
-        Some("min") => Recompute::Min,
-        Some(other) => {
-            return Err(Error::Usage(format!("`--recompute {other}` is none of auto, none, mlp, min2, min")));
-        }
-    };
+    let recompute = args.get("recompute").unwrap_or("none");
+    let recompute: Recompute = serde_json::from_value(recompute.into()).map_err(|_| {
+        Error::Usage(format!("`--recompute {recompute}` is none of auto, none, mlp, min2, min"))
+    })?;
     Ok(TrainConfig {
         batch_size: steps.iter().map(Vec::len).max().unwrap_or(1),
         micro_batch_size: args.number("micro-batch")?.unwrap_or(0),

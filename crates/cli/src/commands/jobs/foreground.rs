@@ -223,11 +223,11 @@ fn obstacle(store: &Store, home: &Path, own: &Job, device: &str) -> Result<Optio
         return Ok(None);
     }
     // Jobs of earlier versions, to which the supervisor gives GPUs where there are any.
-    let auto_takes = (device != "cpu") == (engine::devices().len() > 1);
+    let auto_takes = || (device != "cpu") == (engine::devices().len() > 1);
     let ahead = |job: &&Job| {
         job.state == State::Queued
             && job.desired == Desired::Run
-            && (job.device_wanted == device || (job.device_wanted == "auto" && auto_takes))
+            && (job.device_wanted == device || (job.device_wanted == "auto" && auto_takes()))
     };
     let live = store.live()?;
     let before = live.iter().take_while(|job| job.id != own.id).filter(ahead).count();

@@ -61,7 +61,7 @@ fn the_workspaces_of_the_cpu_have_the_bytes_that_the_arithmetic_says() {
     let mut weights = sum([&decoder.embedding, &decoder.norm, decoder.head.as_ref().unwrap()]);
     for block in &decoder.blocks {
         weights += sum([&block.norm1, &block.norm2]);
-        weights += block.groups().iter().map(|g| sum([g.buffer()])).sum::<u64>();
+        weights += block.groups().iter().map(|g| sum([g.weights()])).sum::<u64>();
     }
     assert_eq!(weights, footprint.weights().total());
     assert_eq!(sum([&decoder.parameters]), footprint.parameters());
