@@ -146,6 +146,9 @@ fn what_cannot_be_measured_is_refused() {
     run(&["--model", "tiny", "--config", "config.json"]).failed(2, "cannot be used with");
     run(&["--seq", "8", "--lengths", "mix"]).failed(2, "cannot be used with");
     run(&["--tokens", "0"]).failed(2, "at least 1");
+    run(&["--tokens", "16777217"]).failed(2, "at most 16777216");
+    run(&["--rank", "65537", "--device", "cpu"]).failed(65, "65536 is the most");
+    run(&["--config", "/dev/zero", "--device", "cpu"]).failed(65, "is not a regular file");
     for way in ["all", "auto"] {
         run(&["--recompute", way]).failed(2, "expected none, mlp, min2 or min");
     }

@@ -8,6 +8,11 @@ use crate::error::{Error, Result};
 use crate::json::Object;
 use crate::rope::Rope;
 
+/// Deeper than any model there is, several times over.
+const MOST_LAYERS: usize = 1024;
+/// And larger.
+const MOST_PARAMETERS: f64 = 1e12;
+
 /// The model families that the decoder runs. Both share one block; Mistral adds a sliding window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
@@ -80,6 +85,9 @@ impl ModelConfig {
     /// # Errors
     /// As [`ModelConfig::from_dir`].
     pub fn from_file(path: &Path) -> Result<Self> {
+        if path.exists() && !path.is_file() {
+            return Err(Error::weights(path, "is not a regular file"));
+        }
         Self::from_object(&Object::read(path)?)
     }
 
@@ -91,7 +99,7 @@ impl ModelConfig {
         let num_key_value_heads = key_value_heads(config, architecture, num_attention_heads)?;
         let bos = config.token_ids("bos_token_id")?.unwrap_or_default();
         let pad = config.token_ids("pad_token_id")?.unwrap_or_default();
-        Ok(Self {
+        let new = Self {
             architecture,
             vocab_size: config.required_size("vocab_size")?,
             hidden_size,
@@ -111,7 +119,29 @@ impl ModelConfig {
             bos_token_id: bos.first().copied(),
             eos_token_ids: config.token_ids("eos_token_id")?.unwrap_or_default(),
             pad_token_id: pad.first().copied(),
-        })
+        };
+        new.check_size(config)?;
+        Ok(new)
+    }
+
+    /// Refuses what is no model that anybody has: whoever reckons with the sizes need not fear that numbers overflow, or that
+    /// there is no end of layers.
+    fn check_size(&self, config: &Object) -> Result<()> {
+        if self.num_hidden_layers > MOST_LAYERS {
+            let problem = format!("is {}, and {MOST_LAYERS} is the most", self.num_hidden_layers);
+            return Err(config.error("num_hidden_layers", problem));
+        }
+        let wide = |n: usize| n as f64;
+        let (hidden, inner) = (wide(self.hidden_size), wide(self.intermediate_size));
+        let heads = wide(self.num_attention_heads) * wide(self.head_dim);
+        let layer = hidden * (3.0 * inner + 4.0 * heads);
+        let all = wide(self.num_hidden_layers) * layer + 2.0 * hidden * wide(self.vocab_size);
+        if all > MOST_PARAMETERS {
+            let problem =
+                format!("makes, with the other sizes, a model of {all:.1e} parameters, and 1e12 is the most");
+            return Err(config.error("hidden_size", problem));
+        }
+        Ok(())
     }
 
     /// `generation_config.json` wins where it speaks: it is the file that generation reads, and released chat

@@ -32,7 +32,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
     pub(crate) device: String,
     /// Tokens of a step, all in one micro-batch (default: 512 on the CPU, 16384 on a GPU)
-    #[arg(long, value_name = "N", value_parser = count)]
+    #[arg(long, value_name = "N", value_parser = tokens)]
     pub(crate) tokens: Option<usize>,
     /// Tokens of a document; the last one is what is left (default: 512 on the CPU, 2048 on a GPU)
     #[arg(long, value_name = "N", value_parser = count)]
@@ -83,6 +83,15 @@ fn recompute(text: &str) -> Result<Recompute, String> {
     match word(text) {
         Ok(Recompute::Auto) | Err(_) => Err("expected none, mlp, min2 or min".to_owned()),
         Ok(way) => Ok(way),
+    }
+}
+
+/// No card has room for more, and the documents of more are not even made in good time.
+fn tokens(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1 << 24;
+    match count(text)? {
+        n if n <= MOST => Ok(n),
+        _ => Err(format!("expected at most {MOST}")),
     }
 }
 

@@ -153,6 +153,12 @@ fn what_would_be_silently_wrong_is_refused_by_name() {
         (json!({"vocab_size": 1.5}), "vocab_size"),
         (json!({"vocab_size": 1e30}), "vocab_size"),
         (json!({"num_hidden_layers": "three"}), "num_hidden_layers"),
+        (json!({"num_hidden_layers": 1025}), "num_hidden_layers"),
+        (json!({"hidden_size": 4_294_967_292_u64}), "hidden_size"),
+        (
+            json!({"num_attention_heads": 1 << 20, "head_dim": 1 << 20, "num_key_value_heads": 1}),
+            "hidden_size",
+        ),
         (json!({"rms_norm_eps": 0}), "rms_norm_eps"),
         (json!({"rope_theta": -1.0}), "rope_theta"),
         (json!({"sliding_window": 128}), "sliding_window"),

@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use crate::peft::Linear;
 use crate::peft::target;
 
+/// The highest rank: more than any model is wide, and few enough that nothing overflows that is reckoned from it.
+const MOST_RANKS: usize = 1 << 16;
+
 /// What to train and how, in the words and with the meaning of PEFT's `LoraConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -109,6 +112,13 @@ impl LoraConfig {
                 "rank_pattern",
                 format!("gives `{pattern}` rank 0; a rank must be at least 1"),
             ));
+        }
+        if self.r > MOST_RANKS {
+            return Err(Error::lora("r", format!("is {}, and {MOST_RANKS} is the most", self.r)));
+        }
+        if let Some((pattern, rank)) = self.rank_pattern.iter().find(|(_, rank)| *rank > MOST_RANKS) {
+            let problem = format!("gives `{pattern}` rank {rank}, and {MOST_RANKS} is the most");
+            return Err(Error::lora("rank_pattern", problem));
         }
         for (name, alpha) in [("", self.lora_alpha)].into_iter().chain(self.alpha_pattern.iter()) {
             if !(alpha.is_finite() && alpha > 0.0) {

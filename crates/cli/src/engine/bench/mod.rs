@@ -11,6 +11,7 @@ use tunesmith_data::Example;
 use tunesmith_model::peft::LoraConfig;
 use tunesmith_model::{AdapterLayout, Decoder, Flops, Footprint, Keep, ModelConfig, WeightSource};
 use tunesmith_ops::{Kernels, Timed, Times};
+use tunesmith_train::plan::MicroBatches;
 use tunesmith_train::{Recompute, TrainConfig, Trainer};
 
 use super::device::{self, Work};
@@ -75,7 +76,7 @@ impl Work for Measuring<'_> {
         let kernels = Timed::new(kernels);
         let reckoned = plan.fits(&kernels)?;
         let on_cpu = kernels.memory()?.is_none();
-        let name = if on_cpu { cpu_name() } else { kernels.name() };
+        let name = device::cpu_name().filter(|_| on_cpu).unwrap_or_else(|| kernels.name());
 
         progress.note("measuring the largest matrix products");
         let (square, least) = if on_cpu { (1024, 200) } else { (8192, 100) };
@@ -95,7 +96,8 @@ impl Work for Measuring<'_> {
         let weights =
             Weights { seconds: started.elapsed().as_secs_f64(), bytes: plan.footprint.weights().total() };
 
-        let examples: Vec<&Example> = plan.examples.iter().collect();
+        let examples = documents::examples(&plan.lengths, request.config.vocab_size, request.seed);
+        let examples: Vec<&Example> = examples.iter().collect();
         // As in a run, a step is queued while the device is busy with the one before.
         let step = |trainer: &mut Trainer<Timed<K>>| -> Result<(), CliError> {
             CliError::check(stop)?;
@@ -151,6 +153,12 @@ impl Work for Measuring<'_> {
     }
 }
 
+/// Lengths of the rows that these documents are: each has a token more, which is only predicted and for which there is room
+/// too.
+fn rows(documents: &[usize]) -> impl Iterator<Item = usize> {
+    documents.iter().map(|n| n + 1)
+}
+
 /// What was measured.
 struct Found {
     name: String,
@@ -168,7 +176,6 @@ struct Found {
 struct Plan<'a> {
     request: &'a BenchRequest,
     lengths: Vec<usize>,
-    examples: Vec<Example>,
     lora: LoraConfig,
     layout: AdapterLayout,
     footprint: Footprint,
@@ -200,12 +207,6 @@ impl<'a> Plan<'a> {
         let layout = AdapterLayout::new(c, &lora.resolve(c.num_hidden_layers)?);
         let storage = device::storage(&request.device);
         let footprint = Footprint::new(c, &layout, storage);
-        let keep = match request.recompute {
-            Recompute::Auto | Recompute::None => Keep::All,
-            Recompute::Mlp => Keep::NoMlp,
-            Recompute::Min2 => Keep::Residuals,
-            Recompute::Min => Keep::Input,
-        };
         let settings = TrainConfig {
             batch_size: lengths.len(),
             micro_batch_size: lengths.len(),
@@ -214,8 +215,7 @@ impl<'a> Plan<'a> {
             ..TrainConfig::default()
         };
         Ok(Self {
-            examples: documents::examples(&lengths, c.vocab_size, request.seed),
-            keep: vec![keep; c.num_hidden_layers],
+            keep: MicroBatches::usual(&settings, &rows(&lengths).collect(), c.num_hidden_layers, 1).keep,
             request,
             lengths,
             lora,
@@ -232,14 +232,14 @@ impl<'a> Plan<'a> {
     /// Bytes that the run takes, if the device has them.
     fn fits<K: Kernels>(&self, kernels: &K) -> Result<u64, CliError> {
         let f = &self.footprint;
-        // A document has a token that is only predicted, for which there is room too.
-        let tokens: usize = self.examples.iter().map(|e| e.ids.len()).sum();
+        let tokens: usize = rows(&self.lengths).sum();
         let longest = self.lengths.iter().copied().max().unwrap_or(0);
-        let tokens = tokens.next_multiple_of(kernels.row_padding().max(1));
+        let tokens = tokens.next_multiple_of(kernels.row_padding());
         let calls = f.calls(tokens, longest, false);
         let needed = f.weights().total()
             + f.parameters()
             + f.states()
+            + f.copies()
             + f.training(tokens, &self.keep, false)
             + f.storage().logits_bytes(&calls)
             + f.storage().call_bytes(&calls);
@@ -269,8 +269,7 @@ impl<'a> Plan<'a> {
         let config = self.request.config.clone();
         let mut decoder = Decoder::load(kernels, config, source, Some(&self.lora), &mut show)?;
         decoder.initialize(self.request.seed)?;
-        let lengths = self.examples.iter().map(|e| e.ids.len());
-        Ok(Trainer::for_lengths(decoder, &self.settings, 0.0, lengths)?)
+        Ok(Trainer::for_lengths(decoder, &self.settings, 0.0, rows(&self.lengths))?)
     }
 
     fn report(&self, found: Found) -> Report {
@@ -322,12 +321,4 @@ impl<'a> Plan<'a> {
             shares: report::shares(&found.marked, MARKED_STEPS),
         }
     }
-}
-
-/// What the CPU calls itself, where the system tells.
-fn cpu_name() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("model name"));
-    line.and_then(|line| line.split_once(':'))
-        .map_or_else(|| "CPU".to_owned(), |(_, name)| name.trim().to_owned())
 }

@@ -126,6 +126,8 @@ fn rslora_divides_by_the_root() {
 fn settings_that_cannot_be_are_refused() {
     let cases = [
         (json!({"r": 0}), "`r`"),
+        (json!({"r": 65_537}), "65536 is the most"),
+        (json!({"rank_pattern": {"q_proj": 65_537}}), "`q_proj` rank 65537"),
         (json!({"lora_alpha": 0}), "lora_alpha"),
         (json!({"lora_alpha": -1.0}), "lora_alpha"),
         (json!({"lora_dropout": 1.0}), "lora_dropout"),
