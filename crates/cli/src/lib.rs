@@ -8,6 +8,7 @@ pub mod engine;
 pub mod error;
 mod interrupt;
 mod out;
+mod program;
 pub mod progress;
 pub mod quote;
 pub mod spec;

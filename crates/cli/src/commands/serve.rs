@@ -10,7 +10,7 @@ use tunesmith_jobs::{Desired, Error, State, Store, dir};
 
 use crate::args::ServeArgs;
 use crate::error::CliError;
-use crate::{engine, interrupt, out};
+use crate::{engine, interrupt, out, program};
 
 /// Seconds without work after which a supervisor that was started on demand goes.
 const IDLE_EXIT: &str = "30";
@@ -30,7 +30,8 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), CliError> {
         ..Settings::default()
     };
     let devices = settings.devices.join(", ");
-    let mut supervisor = match Supervisor::new(&home, settings, Workers { program: program()? }) {
+    let workers = Workers { program: program::own().map_err(unknown_program)? };
+    let mut supervisor = match Supervisor::new(&home, settings, workers) {
         Ok(supervisor) => supervisor,
         // Two commands have seen at one time that there is none: one is enough.
         Err(Error::Supervised { .. }) if on_demand => return Ok(()),
@@ -100,16 +101,6 @@ impl Launcher for Workers {
         command.arg("worker").arg(dir).args(["--stage", stage.as_str()]);
         command
     }
-}
-
-/// This program. On Linux by a name that holds while its file is replaced: workers are of the version that asked for
-/// them.
-fn program() -> Result<PathBuf, CliError> {
-    let own = Path::new("/proc/self/exe");
-    if cfg!(target_os = "linux") && own.exists() {
-        return Ok(own.to_owned());
-    }
-    std::env::current_exe().map_err(unknown_program)
 }
 
 fn unknown_program(source: std::io::Error) -> CliError {

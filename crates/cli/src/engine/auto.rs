@@ -16,7 +16,7 @@ use tunesmith_selftest::Check;
 use super::device::{self, Gpu};
 use super::selftest::{self, is_sound};
 use crate::error::CliError;
-use crate::out;
+use crate::{out, program};
 
 /// Decides what device `wanted` is: `auto` becomes `cpu` or `cuda:N`, other words stay. `quiet` keeps notes back.
 ///
@@ -102,11 +102,7 @@ struct Program {
 
 impl Program {
     fn own() -> Self {
-        // By its link the program is found even when it was replaced while it runs.
-        let link = Path::new("/proc/self/exe");
-        let path =
-            if cfg!(target_os = "linux") { Some(link.to_owned()) } else { std::env::current_exe().ok() };
-        let file = path.and_then(|path| fs::metadata(path).ok()).and_then(|file| {
+        let file = program::own().and_then(fs::metadata).ok().and_then(|file| {
             let written = file.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
             Some((file.len(), written.as_millis() as u64))
         });

@@ -10,6 +10,7 @@ use tunesmith_ops::Kernels;
 
 use super::Source;
 use crate::error::CliError;
+use crate::program;
 use crate::progress::Progress;
 
 /// The command that [`tunesmith_data::serve_templates`] is behind.
@@ -98,10 +99,7 @@ impl Base {
 
 /// This program, told to run templates and nothing else.
 fn template_helper() -> TemplateHelper {
-    // By its link the program is found even when it was replaced while it runs.
-    let program = if cfg!(target_os = "linux") { None } else { std::env::current_exe().ok() };
-    TemplateHelper {
-        program: program.unwrap_or_else(|| PathBuf::from("/proc/self/exe")),
-        args: vec![TEMPLATE_HELPER.into()],
-    }
+    // One that is not to be found cannot be started either, which is said then.
+    let program = program::own().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
+    TemplateHelper { program, args: vec![TEMPLATE_HELPER.into()] }
 }

@@ -62,6 +62,13 @@ pub(super) fn look(device: &str) -> Result<Gpu, CliError> {
     }
 }
 
+/// What the CPU calls itself, where the system tells.
+pub(super) fn cpu_name() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    line.split_once(':').map(|(_, name)| name.trim().to_owned())
+}
+
 /// How a device stores values.
 pub(super) fn storage(device: &str) -> Storage {
     if ordinal(device).is_some() { Storage::DEVICE } else { Storage::CPU }

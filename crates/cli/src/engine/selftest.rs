@@ -37,18 +37,11 @@ impl Facts {
             return device::look(device).map(Self::Gpu);
         }
         Ok(Self::Cpu {
-            name: cpu_name(),
+            name: device::cpu_name(),
             instructions: tunesmith_ops::cpu_instructions(),
             threads: rayon::current_num_threads(),
         })
     }
-}
-
-/// What Linux calls the CPU.
-fn cpu_name() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
-    line.split_once(':').map(|(_, name)| name.trim().to_owned())
 }
 
 /// How a selftest went.
