@@ -291,7 +291,7 @@ impl CliError {
         while let Some(error) = cause {
             let more = error.downcast_ref::<io::Error>().map_or_else(|| error.to_string(), io_words);
             // Some errors already say their cause in their own sentence.
-            if !text.contains(&more) {
+            if !text.contains(&more) && !text.contains(&error.to_string()) {
                 text.push_str(": ");
                 text.push_str(&more);
             }
@@ -383,5 +383,19 @@ fn train_kind(error: &tunesmith_train::Error) -> (&'static str, &'static str) {
         Error::NoRoom(_) => ("memory", "insufficient_memory"),
         Error::Observer(_) => INTERNAL,
         _ => ("data", "invalid_config"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once_and_in_our_words() {
+        let source = io::Error::from(io::ErrorKind::NotFound);
+        let error = tunesmith_model::Error::Io { action: "read", path: "x".into(), source };
+        let said = CliError::Model(error).message();
+        let words = io_words(&io::Error::from(io::ErrorKind::NotFound));
+        assert_eq!(said, format!("cannot read `x`: {words}"));
     }
 }

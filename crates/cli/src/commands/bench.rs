@@ -62,15 +62,15 @@ fn request(args: &BenchArgs, device: String) -> Result<BenchRequest, CliError> {
 /// The model's name and its sizes.
 fn sizes(args: &BenchArgs, otherwise: &str) -> Result<(String, ModelConfig), CliError> {
     if let Some(path) = &args.config {
-        if !path.exists() {
+        // The folder will do, too.
+        let file = if path.is_dir() { path.join("config.json") } else { path.clone() };
+        if !file.exists() {
             return Err(CliError::Input {
                 code: "unsupported_model",
-                message: format!("`{}` does not exist", path.display()),
+                message: format!("`{}` does not exist", file.display()),
                 hint: None,
             });
         }
-        // The folder will do, too.
-        let file = if path.is_dir() { path.join("config.json") } else { path.clone() };
         return Ok((path.display().to_string(), ModelConfig::from_file(&file)?));
     }
     let name = args.model.as_deref().unwrap_or(otherwise);

@@ -31,17 +31,20 @@ pub(super) fn choose(
     keys: f64,
 ) -> Option<Chosen> {
     let (layers, first) = (footprint.layers(), footprint.first_trained().unwrap_or(0));
-    let price = |keep: Keep| footprint.again_flops(layers - 1, keep, keys);
+    let prices = KEEPS.map(|keep| footprint.again_flops(layers - 1, keep, keys));
     let bytes = KEEPS.map(|keep| footprint.kept(tokens, keep));
     let mut best: Option<(f64, [usize; 4], Keep)> = None;
     for (level, least) in KEEPS.into_iter().enumerate() {
         let below = first as u64 * bytes[level];
         let Some(left) = room.checked_sub(footprint.shared(tokens, least, dropout) + below) else { continue };
         for counts in most_kept(layers - first, level, &bytes, left) {
-            let price: f64 = counts.iter().zip(KEEPS).map(|(&n, keep)| n as f64 * price(keep)).sum();
+            let price: f64 = counts.iter().zip(prices).map(|(&n, price)| n as f64 * price).sum();
             if best.is_none_or(|(known, ..)| price < known) {
                 best = Some((price, counts, least));
             }
+        }
+        if best.is_some_and(|(price, ..)| price == 0.0) {
+            break;
         }
     }
     let (_, counts, least) = best?;
